@@ -81,15 +81,20 @@ def _check_gateway(file: Path, port: int | None) -> None:
     say(f"route {config.route.use}")
     for name, host in config.hosts.items():
         say(f"host {name} at {host.url}{'' if host.key is None else ', with a key'}")
+    _print_warnings(config.warnings, file)
 
 
 def warn(config: Config) -> None:
     """Print the warnings of a configuration from a file, and what is missing on this machine."""
     assert config.file is not None
-    lines = read_document(config.file).lines if config.warnings else {}
-    for warning, line in with_lines(config.warnings, lines):
-        say(f"warning: {'' if line is None else f'line {line}: '}{warning}", "yellow")
+    _print_warnings(config.warnings, config.file)
     warn_of_missing(config)
+
+
+def _print_warnings(warnings: Sequence[str], file: Path) -> None:
+    lines = read_document(file).lines if warnings else {}
+    for warning, line in with_lines(warnings, lines):
+        say(f"warning: {'' if line is None else f'line {line}: '}{warning}", "yellow")
 
 
 def warn_of_missing(config: Config) -> None:

@@ -81,7 +81,7 @@ def undrain(
 def _path(host: str, verb: str) -> str:
     path = path_of("/llmux/fleet", host, verb) if host else None
     if path is None:
-        raise CommandError(Exit.NO_SUCH_MODEL, f"no host can be called {host!r}")
+        raise CommandError(Exit.NO_SUCH_MODEL, f"host {host!r} not found by that name, which can stand in no path")
     return path
 
 

@@ -111,6 +111,9 @@ def operators(config: Access) -> str:
     return "this machine only, no key; set `api_keys` before a proxy on this machine passes requests on"
 
 
+NO_DRAIN = "the name can stand in no path, with \\, ; or a segment of dots, so no operator can drain it"
+
+
 def find_warnings(config: Config) -> Iterator[str]:
     """Yield what is allowed but probably a mistake."""
     if config.policy.request_timeout == 0:
@@ -124,6 +127,8 @@ def find_warnings(config: Config) -> Iterator[str]:
                 f"models.{name}: its name can stand in no path, with \\, ; or a segment of dots: without an alias"
                 " no operator can wake it or put it to sleep, and /upstream does not lead to it"
             )
+    if config.fleet is not None and not can_be_in_path(config.fleet.name):
+        yield f"fleet.name: {NO_DRAIN}"
     yield from _sizes(config)
     yield from levels_warnings(config)
     yield from staying_warnings(config)

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_key, check_keys, expand, is_hash
 from llmux.config.accounts import PricesConfig, RoleConfig, check_budget, check_role
-from llmux.config.checks import open_to_all
+from llmux.config.checks import NO_DRAIN, open_to_all
 from llmux.config.load import Whole, load, read_document
 from llmux.config.problems import Problem, raise_problems
 from llmux.config.schema import GIB, MIB, default_state
@@ -27,7 +27,6 @@ from llmux.config.setting_types import (
     Host,
     HostName,
     Name,
-    NameInPaths,
     Origin,
     OwnPort,
     PositiveCount,
@@ -39,6 +38,7 @@ from llmux.config.setting_types import (
     parse_address,
 )
 from llmux.errors import ConfigError
+from llmux.normal_path import can_be_in_path
 
 UNIX = "unix:"
 _LONGEST_SOCKET = 107  # bytes of a Unix address
@@ -139,7 +139,7 @@ class GatewayConfig(Whole):
         description="Address to listen on. 0.0.0.0 opens it to the network, which takes `api_keys`.",
     )
     port: OwnPort = Field(default=4000, description="Port to listen on. 0: any free one.")
-    hosts: Mapping[NameInPaths, HostConfig] = Field(
+    hosts: Mapping[Name, HostConfig] = Field(
         default_factory=dict, description="The hosts by name; with `fleet.store` beside those that it knows."
     )
     fleet: FleetConfig = Field(default_factory=FleetConfig.of_defaults, description="How the hosts are followed.")
@@ -273,7 +273,7 @@ class GatewayConfig(Whole):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but probably a mistake; one line each."""
-        return ()
+        return tuple(f"hosts.{name}: {NO_DRAIN}" for name in self.hosts if not can_be_in_path(name))
 
 
 def _same_url(config: GatewayConfig) -> Iterator[Problem]:

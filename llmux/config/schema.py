@@ -33,7 +33,6 @@ from llmux.config.setting_types import (
     Host,
     HostName,
     Name,
-    NameInPaths,
     Origin,
     OwnPort,
     PositiveCount,
@@ -214,7 +213,7 @@ class JoinConfig(Section):
         description="Valkey or Redis, as redis://HOST:6379/0 (rediss: TLS; redis://:PASSWORD@HOST), or embedded,"
         " that of this machine; takes the extra `fleet`."
     )
-    name: NameInPaths = Field(description="What this host is called; no two have one name.")
+    name: Name = Field(description="What this host is called; no two have one name.")
     url: str = Field(
         min_length=1, description="Where gateways reach it: http://HOST:PORT, or unix:/PATH on their machine."
     )

@@ -16,8 +16,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, WithJsonSchema
 
-from llmux.normal_path import can_be_in_path
-
 
 @dataclass(frozen=True, slots=True)
 class Word:
@@ -178,12 +176,6 @@ def is_name(text: str) -> bool:
     return False
 
 
-def _name_in_paths(value: str) -> str:
-    if not can_be_in_path(value):
-        raise ValueError(f"{value!r} can stand in no path, with \\, ; or a segment of dots; choose another name")
-    return value
-
-
 def _env_name(value: str) -> str:
     if not _ENV_NAME.match(value):
         raise ValueError("is not a name for an environment variable; use letters, digits and _")
@@ -260,7 +252,6 @@ Count = Annotated[int, Field(ge=0), BeforeValidator(_number), Word("whole number
 PositiveCount = Annotated[int, Field(ge=1), BeforeValidator(_number), Word("whole number")]
 Script = Annotated[str, BeforeValidator(_script), Field(min_length=1), Word("script")]
 Name = Annotated[str, AfterValidator(_name), Field(min_length=1, max_length=LONGEST_NAME), Word("name")]
-NameInPaths = Annotated[Name, AfterValidator(_name_in_paths)]
 EnvName = Annotated[str, AfterValidator(_env_name)]
 EnvValue = Annotated[str, BeforeValidator(_env_value, json_schema_input_type=str | int | float | bool)]
 Origin = Annotated[str, AfterValidator(_origin), Word("origin")]

@@ -58,7 +58,7 @@ async def test_a_name_that_can_stand_in_no_path_is_told(house, name):
     assert "which can stand in no path; use an alias" in told
     for command in ("drain", "undrain"):
         told = await said(house, "fleet", command, name, exit_code=Exit.NO_SUCH_MODEL)
-        assert told == f"no host can be called {name!r}"
+        assert told == f"host {name!r} not found by that name, which can stand in no path"
     assert (await said(house, "switch", "gpt")).startswith(f"{name} is awake")
 
 
