@@ -403,7 +403,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # A client whose machine has gone says nothing, and while one waits, what forgets silent connections on
         # the way (NAT, a load balancer) would forget its own.
-        probe_when_silent(listener)
+        with contextlib.suppress(OSError):  # not every system that says it is Linux has all of these options
+            probe_when_silent(listener)
         listener.bind((host, port))
         listener.listen(BACKLOG)
         listener.setblocking(False)

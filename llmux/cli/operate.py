@@ -31,6 +31,7 @@ from llmux.cli.options import (
     UrlOption,
 )
 from llmux.cli.terminal import CommandError, Exit, fail, print_error, terminal
+from llmux.normal_path import path_of
 
 
 class Mode(enum.StrEnum):
@@ -164,7 +165,11 @@ def cancel(
     """End one request, whether it waits or is being answered."""
 
     async def act(remote: Remote) -> None:
-        answer = await remote.post(f"/llmux/requests/{quote(request, safe='', errors='replace')}/cancel")
+        path = path_of("/llmux/requests", request, "cancel") if request else None
+        if path is None:
+            why = f"request {request!r} not found by that ID, which can stand in no path"
+            raise CommandError(Exit.NO_SUCH_MODEL, why)
+        answer = await remote.post(path)
         words = f"cancelled {request}: {', '.join(answer['models'])}"
         typer.echo(json.dumps(answer) if as_json else words)
 

@@ -59,6 +59,8 @@ async def test_a_name_that_can_stand_in_no_path_is_told(house, name):
     for command in ("drain", "undrain"):
         told = await said(house, "fleet", command, name, exit_code=Exit.NO_SUCH_MODEL)
         assert told == f"host {name!r} not found by that name, which can stand in no path"
+    told = await said(house, "cancel", name, exit_code=Exit.NO_SUCH_MODEL)
+    assert told == f"request {name!r} not found by that ID, which can stand in no path"
     assert (await said(house, "switch", "gpt")).startswith(f"{name} is awake")
 
 

@@ -12,7 +12,7 @@ from llmux import process, server
 from llmux.app import build_app
 from llmux.config.gateway import GatewayConfig
 from llmux.gateway.service import build_gateway
-from llmux.upstream import native
+from llmux.upstream import native, sockets
 from tests.server.house import House, Log, message, until
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -126,6 +126,12 @@ def test_a_client_whose_machine_is_gone_is_noticed_within_minutes():
                 for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
             )
             assert idle + every * probes <= 120
+
+
+def test_a_kernel_without_the_options_of_probes(monkeypatch):
+    monkeypatch.setattr(sockets, "_KEPT_ALIVE", [(9999, 1)])  # no kernel has it
+    with process._listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        pass
 
 
 async def test_an_answer_that_is_not_taken_counts_as_idle(house):
