@@ -45,7 +45,8 @@ class Wrong(enum.Enum):
     WAKE_FAILS = "Run it by hand, with the model's `env`, until it exits with 0 once the engine answers."
     WAKE_STAYS = (
         "Give the command as `cmd`; or let wake start it with `setsid … </dev/null >engine.log 2>&1 &`, wait "
-        "until it answers, and exit: llmux sends it nothing before."
+        "until it answers, and exit: llmux sends it nothing before. If it loads or warms up meanwhile, let alive "
+        "fail until it is done."
     )
     WAKE_TOO_EARLY = (
         "Let wake wait until the engine answers, as `until curl -fs $LLMUX_URL/health; do sleep 0.2; done`: "
@@ -122,7 +123,7 @@ class Finding:
 
 
 VERIFY_EVERY = 0.5  # seconds, as in llmux
-STAYS = 30.0  # seconds that a wake may go on after alive says that the engine is ready
+STAYS = 120.0  # seconds that a wake may go on after alive says that the engine is ready: some say so too early
 ASK_EVERY = 0.5  # seconds
 LINGER = 10.0  # seconds to see whether a state that a hook reported is reached later
 SETTLED = 1.0  # seconds after which an engine that still listens will go on listening
