@@ -399,6 +399,11 @@ class FilteringGuardedRelay(Guard, FilteringRelay):
             return
         super()._pass(usage, data)
 
+    def let_go(self) -> None:
+        """Pass on what has been held for long enough."""
+        if self._filter is not None and self._early:
+            self._pass(self._filter, b"")
+
     def response_ended(self) -> None:
         """Tell the end."""
         self._watch.judged = True

@@ -235,6 +235,8 @@ class Watch:
         self.name = endpoint.name
         self.secret = None if secret is None else secret.encode()
         self.others = others
+        self.holds = others
+        """What only announces an answer is held: another endpoint could give one."""
         self.may_lack = may_lack
         self._endpoint = endpoint
         self._number = number
@@ -247,10 +249,10 @@ class Watch:
         self._kept: list[bytes] = []
         self._size = 0
         self._answered = False
-        self._answered_at = 0.0
         self._pending = False  # a stream has been answered, but has said nothing yet
         self._timer: asyncio.TimerHandle | None = None
         self._last: asyncio.TimerHandle | None = None
+        self._hold: asyncio.TimerHandle | None = None
 
     @property
     def broke_off(self) -> str:
@@ -281,7 +283,7 @@ class Watch:
     def answered(self, status: int, retry_after: float | None, *, stream: bool) -> None:
         """Take note of an answer's head. ``stream``: what counts is its first event."""
         endpoint, now = self._endpoint, self._loop.time()
-        self._answered, self._answered_at = True, now
+        self._answered = True
         breaker = endpoint.breaker
         if self.may_lack and status in _LACKED:
             breaker.succeeded(self._number)
@@ -289,6 +291,8 @@ class Watch:
             breaker.rests(self._number, now, _REST if retry_after is None else retry_after)
         elif status < _REDIRECT and stream:
             self._pending = True
+            if self.others:
+                self._hold = self._loop.call_later(HELD_FOR, self._let_go)
         elif status < _SERVER_ERROR:
             breaker.succeeded(self._number)
         else:
@@ -303,11 +307,6 @@ class Watch:
         if self._pending:
             self._pending = False
             self._endpoint.breaker.succeeded(self._number)
-
-    @property
-    def holds(self) -> bool:
-        """Whether what only announces an answer is held: another endpoint could give one."""
-        return self.others and self._loop.time() - self._answered_at < HELD_FOR
 
     def over(self, exchange: Exchange, error: RequestError | None) -> None:
         """Record the end of a request that was not ended here."""
@@ -324,7 +323,7 @@ class Watch:
 
     def stop(self) -> None:
         """Stop the timers."""
-        for timer in (self._timer, self._last):
+        for timer in (self._timer, self._last, self._hold):
             if timer is not None:
                 timer.cancel()
         self._relay = None
@@ -333,6 +332,11 @@ class Watch:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_at(when, look)
+
+    def _let_go(self) -> None:
+        self.holds = False
+        if self._relay is not None and not self._relay.over:
+            self._relay.let_go()
 
     def _too_late(self) -> None:
         self._expire(f"{self.name} has not begun to answer within {self._endpoint.timeouts.first_byte:g} s.")
@@ -431,6 +435,9 @@ class Guard(Relay):
         self._watch.begun()
         return True
 
+    def let_go(self) -> None:
+        """Pass on what has been held for long enough."""
+
     def _began_badly(self) -> bool:
         """Note that the stream began with an error; return whether another endpoint is tried instead."""
         watch = self._watch
@@ -505,6 +512,7 @@ class GuardedRelay(Guard):
     def response_data(self, data: bytes) -> None:
         """Pass bytes on: for an event stream, whole events."""
         if not self._whole_events:
+            self._watch.begun()  # it is not looked into
             super().response_data(data)
             return
         self.exchange.activity.last_byte = self._loop.time()
@@ -520,6 +528,12 @@ class GuardedRelay(Guard):
         self._held = data[end:]
         if end:
             super().response_data(data[:end])
+
+    def let_go(self) -> None:
+        """Pass on what has been held for long enough."""
+        if end := end_of_events(self._held):
+            data, self._held = self._held[:end], self._held[end:]
+            super().response_data(data)
 
     def response_ended(self) -> None:
         """Tell the end."""
@@ -545,7 +559,7 @@ class GuardedRelay(Guard):
 class TranslatingGuardedRelay(Guard, TranslatingRelay):
     """The same for an answer that the client gets in another dialect."""
 
-    __slots__ = ("_watch",)
+    __slots__ = ("_silent", "_watch")
 
     def __init__(
         self,
@@ -557,10 +571,17 @@ class TranslatingGuardedRelay(Guard, TranslatingRelay):
     ) -> None:
         TranslatingRelay.__init__(self, client, exchange, loop, translation)
         self._watch = watch
+        self._silent = False  # the client has not been told that it is kept open
 
     def _keep_open(self) -> None:
-        if self._started or not self._watch.holds:
+        self._silent = self._watch.holds and not self._started
+        if not self._silent:
             super()._keep_open()
+
+    def let_go(self) -> None:
+        """Tell the client that it is kept open."""
+        if self._silent and not self._started:
+            self._keep_open()
 
     def _send(self, data: bytes) -> None:
         stream = self._stream
@@ -597,7 +618,7 @@ def begins_with_error(events: bytes) -> bool | None:
         except (ValueError, RecursionError):
             document = None
         document = document if isinstance(document, dict) else {}
-        kind = name or document.get("type")
+        kind = str(name or document.get("type"))
         if kind not in _ANNOUNCING:
             return kind in _FAILING or bool(document.get("error")) or document.get("object") == "error"
     return None

@@ -602,6 +602,34 @@ async def test_what_announces_an_answer_is_not_held_for_long_nor_without_another
         assert b'"a"' in await line.reader.readuntil(b"0\r\n\r\n")
 
 
+@pytest.mark.parametrize("apis", [{}, {"apis": ["chat"]}])
+@pytest.mark.parametrize("usage", [{}, {"usage": "exact"}])
+async def test_what_announces_an_answer_is_passed_on_in_time_though_nothing_follows(
+    house, certificates, monkeypatch, apis, usage
+):
+    monkeypatch.setattr(remote_module, "HELD_FOR", 0.05)
+    begun = chunk("a")[:9]
+    async with RemoteHost(then(STREAM_HEAD + chunked(WAIT + begun), hang), tls=certificates.context()) as host:
+        settings = host.settings(ca=certificates.authority, **apis)
+        virtual = {"v": {"first": ["r/m", "s/m"]}}
+        await house.open("a", remotes={"r": settings, "s": settings}, virtual=virtual, **OPEN, **usage)
+        path = "/v1/messages" if apis else "/v1/chat/completions"
+        line = await house.begin("POST", path, {"model": "v", "stream": True, "max_tokens": 9, "messages": []})
+        assert (await line.head()).headers["x-llmux-served-by"] == "r/m"
+        assert await line.reader.readuntil(b"\n\n\r\n") == chunked(b": ping\n\n" if apis else WAIT)
+        assert len(host.asked) == 1
+
+
+@pytest.mark.parametrize("kind", ["[]", "{}", "1", "null", '"\\ud800"'])
+@pytest.mark.parametrize("more", [{}, {"usage": "exact"}])
+async def test_an_event_of_no_kind_is_passed_on(house, host, certificates, kind, more):
+    said = b'data: {"type":%b}\n\n' % kind.encode()
+    host.says = [STREAM_HEAD + chunked(said) + b"0\r\n\r\n"]
+    await opened(house, host, certificates, **more)
+    reply = await house.ask("POST", "/v1/chat/completions", {"model": "r/m", "stream": True})
+    assert (reply.status, reply.body) == (200, said)
+
+
 @pytest.mark.parametrize("says", [chunked(FAILED) + b"0\r\n\r\n", b""])
 async def test_streams_that_never_say_anything_make_a_remote_rest(house, certificates, says):
     """Their heads are those of a success."""
