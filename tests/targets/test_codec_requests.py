@@ -1,6 +1,7 @@
 """Requests, translated: what each field becomes, and what has no place."""
 
 import hashlib
+import json
 import re
 
 import pytest
@@ -275,6 +276,21 @@ def test_messages_take_no_blank_text_and_no_empty_turn(blank):
     both = [{"type": "text", "text": "q"}, {"type": "text", "text": "q"}]
     assert "system" not in translated
     assert translated["messages"] == [{"role": "user", "content": both}]
+
+
+def test_what_follows_an_empty_turn_and_a_result_is_kept():
+    result = {"role": "tool", "tool_call_id": "c", "content": "r"}
+    turns = [USER, {"role": "assistant", "content": ""}, result, {"role": "user", "content": "last"}]
+    translated = got(CHAT, MESSAGES, messages=turns)
+    first, block, last = translated["messages"][0]["content"]
+    assert (first["text"], block["type"], last["text"]) == ("q", "tool_result", "last")
+
+
+@pytest.mark.parametrize("budget", ["NaN", "-1e999", "-1"])
+def test_a_budget_that_is_no_number_of_tokens_is_refused_or_none(budget):
+    thinking = {"type": "enabled", "budget_tokens": json.loads(budget)}
+    with pytest.raises(BadRequestError, match="budget_tokens"):
+        got(MESSAGES, CHAT, messages=[USER], thinking=thinking)
 
 
 def test_a_blank_text_beside_others_is_left_out():

@@ -36,6 +36,7 @@ from llmux.targets.codecs.request import (
     take,
     text,
     whole,
+    wrong,
 )
 
 MAX_TOKENS = 8192
@@ -219,6 +220,8 @@ def _thinking(left: dict[str, Any], request: Request, losses: Losses) -> None:
     match left.pop("type", None):
         case "enabled":
             budget = number(left.pop("budget_tokens", 0), "thinking.budget_tokens")
+            if not budget >= 0:  # as NaN is not
+                raise wrong("thinking.budget_tokens", "a number of tokens")
             request.effort = next(effort for least, effort in _EFFORTS if budget >= least)
         case "disabled":
             request.effort = "none"
@@ -311,7 +314,7 @@ def _messages(request: Request, losses: Losses, names: ToolNames) -> tuple[list[
             left_out = True
             continue
         if left_out and found and found[-1]["role"] == role:
-            found[-1]["content"] += blocks
+            blocks = found[-1]["content"] = [*found[-1]["content"], *blocks]
         else:
             found.append({"role": role, "content": blocks})
         left_out = False
