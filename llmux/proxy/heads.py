@@ -174,12 +174,14 @@ def _for_client(location: bytes, exchange: Exchange) -> bytes:
         path = found[2]
     elif not location.startswith(b"/"):
         return location  # it goes by the client's own path, which ends as the engine's
-    base = address.base_path.encode("ascii")
+    below, base = exchange.below, address.base_path.encode("ascii")
+    if below and path.startswith(below) and path[len(below) : len(below) + 1] in {b"", b"/", b"?", b"#"}:
+        return path  # the engine was told where its clients see it
     rest = path.removeprefix(base)
     if base and (rest == path or rest[:1] not in {b"", b"/", b"?", b"#"}):
         return location
-    # One slash: two would begin the name of a host.
-    return exchange.below + b"/" + rest.lstrip(b"/")
+    # One slash: two would begin the name of a host, for browsers also a backslash and what they skip.
+    return below + b"/" + rest.lstrip(b"/\\\t")
 
 
 def _around_length(

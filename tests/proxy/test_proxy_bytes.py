@@ -96,6 +96,10 @@ async def test_the_base_path_goes_before_the_target(proxy: Proxy) -> None:
         (b"", b"/upstream/a", b"http://%(host)s/login", b"/upstream/a/login"),
         (b"", b"/upstream/a", b"/login?next=/", b"/upstream/a/login?next=/"),
         (b"", b"/upstream/a", b"login", None),
+        (b"", b"/upstream/a", b"/upstream/a/login", None),  # an engine that was told where it is
+        (b"", b"/upstream/a", b"http://%(host)s/upstream/a?x", b"/upstream/a?x"),
+        (b"", b"/upstream/a", b"/upstream/ab", b"/upstream/a/upstream/ab"),
+        (b"", b"", b"http://%(host)s/\\elsewhere.example", b"/elsewhere.example"),  # as browsers read it: "//"
         (b"", b"/upstream/a", b"https://elsewhere.example/login", None),
         (b"/base", b"", b"http://%(host)s/base/v1/x/", b"/v1/x/"),
         (b"/base", b"", b"/base", b"/"),
