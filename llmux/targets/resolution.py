@@ -181,19 +181,15 @@ class Names:
 
     def _after(self, name: str, chosen: Target, ask: Ask, view: View) -> tuple[Target, ...]:
         """Return the next targets after a chosen one: of the ``first`` that led to it, then of those around it."""
-        virtual, inner = self._virtual[name], None
-        after: tuple[Target, ...] = ()
-        if within := self._within[name]:
-            inner = next((each for each in within if chosen in self.targets(each, ask.role)), None)
-            after = () if inner is None else self._after(inner, chosen, ask, view)
-        if virtual.kind != "first":
-            return after
-        each = [self._choose(target, ask, view).target for target in virtual.targets]
-        if inner is not None:
-            place = virtual.targets.index(inner) + 1
-        else:
-            place = each.index(chosen) + 1 if chosen in each else 0
-        after += tuple(target for target in each[place:] if target != chosen and view.allowed(target.model))
+        virtual = self._virtual[name]
+        in_order = virtual.kind == "first"
+        among = virtual.targets if in_order else self._within[name]
+        led = next((each for each in among if chosen in self.targets(each, ask.role)), None)
+        after = () if led is None or led in self._targets else self._after(led, chosen, ask, view)
+        if in_order:
+            place = 0 if led is None else virtual.targets.index(led) + 1
+            each = [self._choose(target, ask, view).target for target in virtual.targets[place:]]
+            after += tuple(target for target in each if target != chosen and view.allowed(target.model))
         return tuple(dict.fromkeys(after))
 
     def _leads(self, name: str, ask: Ask, view: View) -> bool:

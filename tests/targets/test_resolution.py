@@ -321,6 +321,14 @@ def test_a_first_within_another_has_its_next_targets(outer, kept):
     assert (found.target.name, [each.name for each in found.others]) == ("big", ["mid", "small", "mid:low"])
 
 
+@pytest.mark.parametrize("kind", ["awake", "ladder", "split", "first"])
+def test_what_a_first_names_itself_has_its_next_targets_though_a_later_one_leads_there_too(kind):
+    inner = dict.fromkeys(("big", "mid"), 1) if kind == "split" else ["big", "mid"]
+    what = names(v={"first": ["big", "small", "inner", FAR]}, inner={kind: inner})
+    found = what.resolve("v", Ask(), Seen())
+    assert (found.target.name, [each.name for each in found.others]) == ("big", ["small", FAR])
+
+
 def test_a_first_within_another_fails_over_only_to_where_the_request_may_go():
     what = names(v={"split": {"safe": 1}}, safe={"first": ["big", "mid", FAR, "small"]})
     found = what.resolve("v", Ask(), Seen(up=("big", "small"), only_up=True))
