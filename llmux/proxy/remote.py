@@ -246,6 +246,7 @@ class Watch:
         self.refusal: ResponseHead | None = None  # of an error, which is read completely
         self.judged = False  # the first event of the stream has been looked at
         self.failed = False  # it was an error
+        self.looked = 0  # bytes of what is held that announce an answer
         self._kept: list[bytes] = []
         self._size = 0
         self._answered = False
@@ -426,13 +427,16 @@ class Guard(Relay):
         While they only announce an answer, and another endpoint could give one, they are not. If another is tried
         because they report an error, this is over.
         """
-        failing = begins_with_error(events)
+        watch = self._watch
+        failing = begins_with_error(events[watch.looked :])
         if failing is None:
-            return not self._watch.holds or len(events) > MOST_HELD
-        self._watch.judged = True
+            held = watch.holds and len(events) <= MOST_HELD
+            watch.looked = len(events) if held else 0
+            return not held
+        watch.judged = True
         if failing:
             return not self._began_badly()
-        self._watch.begun()
+        watch.begun()
         return True
 
     def let_go(self) -> None:
@@ -532,7 +536,7 @@ class GuardedRelay(Guard):
     def let_go(self) -> None:
         """Pass on what has been held for long enough."""
         if end := end_of_events(self._held):
-            data, self._held = self._held[:end], self._held[end:]
+            data, self._held, self._watch.looked = self._held[:end], self._held[end:], 0
             super().response_data(data)
 
     def response_ended(self) -> None:

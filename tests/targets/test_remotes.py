@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmux.proxy import remote as remote_module
-from llmux.proxy.remote import MOST_HELD, end_of_events, retry_after_of
+from llmux.proxy.remote import MOST_HELD, begins_with_error, end_of_events, retry_after_of
 from llmux.upstream import ResponseHead
 from tests.harness.sdks import anthropic_client, openai_client
 from tests.harness.waiting import PATIENCE
@@ -600,6 +600,32 @@ async def test_what_announces_an_answer_is_not_held_for_long_nor_without_another
         await line.reader.readuntil(b": ping" if apis else WAIT)
         seen.set()
         assert b'"a"' in await line.reader.readuntil(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("more", [{}, {"usage": "exact"}])
+async def test_what_announces_an_answer_is_read_once(house, certificates, monkeypatch, more):
+    looked: list[int] = []
+
+    def look(events: bytes) -> bool | None:
+        looked.append(len(events))
+        return begins_with_error(events)
+
+    monkeypatch.setattr(remote_module, "begins_with_error", look)
+
+    async def slowly(_host, writer):
+        for waits in range(1, 21):
+            writer.write(chunked(WAIT))
+            await until(lambda waits=waits: sum(looked) >= waits * len(WAIT))
+        writer.write(chunked(FAILED) + b"0\r\n\r\n")
+
+    async with (
+        RemoteHost(then(STREAM_HEAD, slowly), tls=certificates.context()) as first,
+        RemoteHost(tls=certificates.context()) as second,
+    ):
+        await two(house, certificates, first, second, **more)
+        reply = await house.ask("POST", "/v1/chat/completions", {"model": "v", "stream": True})
+        assert reply.headers["x-llmux-served-by"] == "s/m"
+    assert looked == [*[len(WAIT)] * 20, len(FAILED)]
 
 
 @pytest.mark.parametrize("apis", [{}, {"apis": ["chat"]}])
