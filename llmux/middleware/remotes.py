@@ -8,6 +8,7 @@ not involved: no engine is needed.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -88,13 +89,13 @@ class Remote:
         apis = settings.apis
         self._paths = None if apis is None else tuple(path for api in apis for path in _PATHS[api])
         self._counts = apis is None or "count_tokens" in apis
-        self.counts_after = 0.0
-        """When it is asked again to count the tokens of requests, by the switcher's clock."""
+        self.lacks_until: dict[str, float] = {}
+        """When it is asked again to count tokens for a model of its own, by the switcher's clock."""
         self._has_version = _ENDS_IN_VERSION.search(address.base_path) is not None
 
-    def counts(self, now: float) -> bool:
-        """Whether it is asked to count the tokens of requests."""
-        return self._counts and now >= self.counts_after
+    def counts(self, model: str, now: float) -> bool:
+        """Whether it is asked to count the tokens of requests for one of its models."""
+        return self._counts and now >= self.lacks_until.get(model, -math.inf)
 
     def target(self, path: str, target: str) -> str:
         """Return a request's target, without the address. BadRequestError if the remote has no such path."""
@@ -218,11 +219,11 @@ class Remotes:
         """Let a remote count the tokens of a request, or estimate them where it does not."""
         from llmux.middleware.counting import estimated  # noqa: PLC0415 - few ask for it
 
-        if remote.counts(self._switcher.now()):
+        if remote.counts(theirs, self._switcher.now()):
             try:
                 return await self._fitted(theirs, remote, request, context, body, others=others, may_lack=True)
             except PathLackedError:
-                remote.counts_after = self._switcher.now() + _LACKS_FOR
+                remote.lacks_until[theirs] = self._switcher.now() + _LACKS_FOR
                 context.exchange = None
         counted = await estimated(context, body)
         if counted is not None:

@@ -146,7 +146,7 @@ async def test_what_a_remote_does_not_speak_is_translated_or_refused(house, host
 @pytest.mark.parametrize("status", ["404 Not Found", "405 Not Allowed", "501 Not Implemented"])
 async def test_tokens_are_estimated_for_a_remote_that_does_not_count_them(house, host, certificates, status):
     host.says = [error(status)]
-    await opened(house, host, certificates)
+    await opened(house, host, certificates, remote={"models": {"m": "theirs/m", "n": "theirs/n"}})
     count, turn = "/v1/messages/count_tokens", {"role": "user", "content": "hi" * 40}
     for _ in range(3):  # it is asked once
         reply = await house.ask("POST", count, {"model": "r/m", "messages": [turn]})
@@ -156,10 +156,14 @@ async def test_tokens_are_estimated_for_a_remote_that_does_not_count_them(house,
     assert not house.log.named("remote_failed")
     assert house.switcher.remotes.document()["r"]["failures"] == 0
     assert (await house.ask("POST", "/v1/messages", {"model": "r/m"})).status == int(status[:3])
+    host.says = [answer({"input_tokens": 5})]
+    reply = await house.ask("POST", count, {"model": "r/n", "messages": [turn]})  # 404 may be about the model
+    assert reply.json() == {"input_tokens": 5}
+    host.says = [error(status)]
     reply = await house.ask("POST", count, {"model": "r/m"})  # there is nothing to count
     assert reply.status == int(status[:3])
     host.says = [answer({"input_tokens": 7})]
-    house.switcher.remotes._remotes["r"].counts_after = 0.0  # an hour later
+    house.switcher.remotes._remotes["r"].lacks_until.clear()  # an hour later
     reply = await house.ask("POST", count, {"model": "r/m", "messages": [turn]})
     assert (reply.json(), "x-llmux-estimated" in reply.headers) == ({"input_tokens": 7}, False)
 
