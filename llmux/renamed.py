@@ -129,7 +129,7 @@ RENAMED: Mapping[str, str] = {
     "llmux.runtime.ticket": "llmux.runtime.request_handle",
     "llmux.simulator.adopting": "llmux.simulator.choosing",
     "llmux.simulator.advice": "llmux.simulator.statistics",
-    "llmux.simulator.beside": "llmux.simulator.choosing",
+    "llmux.simulator.beside": "llmux.simulator.look_back",
     "llmux.simulator.closed": "llmux.simulator.synthetic",
     "llmux.simulator.costs": "llmux.simulator.cost_matrix",
     "llmux.simulator.engine": "llmux.simulator.engine_model",

@@ -34,6 +34,13 @@ def test_the_names_that_a_policy_imports_are_the_same_objects():
     assert old.parse_size is importlib.import_module("llmux.config.setting_types").parse_size
 
 
+def test_what_a_module_had_is_in_the_one_that_it_is_now():
+    with pytest.warns(DeprecationWarning, match="is now"):
+        old = importlib.reload(importlib.import_module("llmux.simulator.beside"))
+    assert callable(old.answer)
+    assert callable(old.main)
+
+
 def test_a_name_that_never_was_is_not_found():
     with pytest.raises(ModuleNotFoundError, match=r"llmux\.config\.nothing"):
         importlib.import_module("llmux.config.nothing")
