@@ -1,6 +1,7 @@
 """What engines send that no specification has, and what would cost a codec more than it is worth."""
 
 import json
+import math
 import time
 
 import pytest
@@ -36,6 +37,25 @@ def whole(message, finish="tool_calls", client=MESSAGES):
 
 def reason_of(documents):
     return next(one["delta"]["stop_reason"] for one in documents if one["type"] == "message_delta")
+
+
+# ---- counts
+
+
+@pytest.mark.parametrize("odd", [[], {}, "x", True, math.nan, math.inf, -1e400, 1.5, 10**400])
+@pytest.mark.parametrize("client", [MESSAGES, RESPONSES, CHAT])
+def test_a_count_that_is_none_does_not_end_the_answer(client, odd):
+    if client is CHAT:
+        text = block(0, {"type": "text", "text": "hi"})
+        end = message_end(output_tokens=odd, cache_read_input_tokens=odd, input_tokens=odd)
+        asked = {"stream_options": {"include_usage": True}}
+        documents = translate(CHAT, MESSAGES, wire(message_start(output_tokens=odd), *text, *end), asked=asked)
+    else:
+        usage = {"prompt_tokens": odd, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": odd}}
+        documents = from_chat(chunk({"content": "hi"}), chunk({}, "stop"), chunk(usage=usage), to=client)
+    ends = {MESSAGES: "message_stop", RESPONSES: "response.completed", CHAT: "[DONE]"}
+    assert documents[-1]["type"] == ends[client]
+    json.dumps(documents, allow_nan=False)
 
 
 # ---- calls

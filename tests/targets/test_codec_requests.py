@@ -293,6 +293,14 @@ def test_a_budget_that_is_no_number_of_tokens_is_refused_or_none(budget):
         got(MESSAGES, CHAT, messages=[USER], thinking=thinking)
 
 
+@pytest.mark.parametrize("odd", ["NaN", "1e999", "-1e999"])
+@pytest.mark.parametrize("field", ["max_tokens", "temperature"])
+@pytest.mark.parametrize("engine", [MESSAGES, RESPONSES])
+def test_a_number_that_json_does_not_have_is_refused(engine, field, odd):
+    with pytest.raises(BadRequestError, match=field):
+        got(CHAT, engine, messages=[USER], reasoning_effort="low", **{field: json.loads(odd)})
+
+
 def test_a_blank_text_beside_others_is_left_out():
     picture = {"type": "image_url", "image_url": {"url": PNG_URL}}
     content = [{"type": "text", "text": "\n"}, picture]

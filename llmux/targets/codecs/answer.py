@@ -16,6 +16,7 @@ from __future__ import annotations
 import abc
 import enum
 import json
+import math
 import re
 import secrets
 from collections.abc import Hashable
@@ -102,16 +103,23 @@ class Usage(NamedTuple):
         return Usage(*(new if old is None else old if new is None else max(old, new) for old, new in pairs))
 
 
+def count(told: Any) -> int | None:
+    """Return a number of tokens as an engine tells it; None if it is no such."""
+    if isinstance(told, float) and math.isfinite(told):
+        return int(told)
+    return told if isinstance(told, int) and not isinstance(told, bool) else None
+
+
 def usage_of(usage: dict[str, Any], given: str, made: str, written: str) -> Usage:
     """Return what a chat completion or a response reports, by its words for tokens read, made, and cached."""
     read, spoken = (usage.get(f"{word}_tokens_details") or {} for word in (given, made))
     places = (read.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"), usage.get("cached_tokens"))
     return Usage(
-        usage.get(f"{given}_tokens"),
-        usage.get(f"{made}_tokens"),
-        next((cached for cached in places if cached is not None), None),
-        read.get(written),
-        spoken.get("reasoning_tokens"),
+        count(usage.get(f"{given}_tokens")),
+        count(usage.get(f"{made}_tokens")),
+        next((cached for place in places if (cached := count(place)) is not None), None),
+        count(read.get(written)),
+        count(spoken.get("reasoning_tokens")),
     )
 
 

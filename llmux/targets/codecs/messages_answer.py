@@ -21,6 +21,7 @@ from llmux.targets.codecs.answer import (
     Started,
     Stop,
     Usage,
+    count,
     identity,
 )
 
@@ -141,15 +142,15 @@ class AnswerDecoder(Decoder):
 
 def _usage_of(usage: dict[str, Any], start: Usage | None = None) -> Usage:
     """Return what is told of tokens. What caches held is not part of `input_tokens` there; here it is."""
-    cached, written = usage.get("cache_read_input_tokens"), usage.get("cache_creation_input_tokens")
-    given = usage.get("input_tokens")
+    cached, written = count(usage.get("cache_read_input_tokens")), count(usage.get("cache_creation_input_tokens"))
+    given = count(usage.get("input_tokens"))
     if given is not None:
         known = start or Usage()
         given += (known.cached if cached is None else cached) or 0
         given += (known.cache_written if written is None else written) or 0
     made = usage.get("output_tokens_details") or {}
-    reasoning = made.get("thinking_tokens", made.get("reasoning_tokens"))
-    return Usage(given, usage.get("output_tokens"), cached, written, reasoning)
+    reasoning = count(made.get("thinking_tokens", made.get("reasoning_tokens")))
+    return Usage(given, count(usage.get("output_tokens")), cached, written, reasoning)
 
 
 def _usage_document(usage: Usage) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def _thinking(left: dict[str, Any], request: Request, losses: Losses) -> None:
     match left.pop("type", None):
         case "enabled":
             budget = number(left.pop("budget_tokens", 0), "thinking.budget_tokens")
-            if not budget >= 0:  # as NaN is not
+            if budget < 0:
                 raise wrong("thinking.budget_tokens", "a number of tokens")
             request.effort = next(effort for least, effort in _EFFORTS if budget >= least)
         case "disabled":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -273,8 +274,10 @@ def flag(value: Any, at: str) -> bool:
 
 
 def number(value: Any, at: str) -> Any:
-    """Return a number as it is. BadRequestError if it is none."""
+    """Return a number as it is. BadRequestError if it is none, or without end: JSON has no such."""
     if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong(at, "a number")
+    if isinstance(value, float) and not math.isfinite(value):
         raise wrong(at, "a number")
     return value
 
