@@ -27,7 +27,8 @@ from llmux.middleware.translating import Translating
 from llmux.observability.metrics import RemoteRow
 from llmux.proxy import Exchange, ExtraFields
 from llmux.proxy.aiohttp_client import AiohttpClient
-from llmux.proxy.remote import Endpoint, Guard, GuardFactory, PathLackedError, Timeouts, Watch, translating
+from llmux.proxy.guarded import Guard, PathLackedError, translating
+from llmux.proxy.remote import Endpoint, GuardFactory, Timeouts, Watch
 from llmux.runtime import Switcher, Ticket
 from llmux.runtime.request_handle import UNCOUNTED
 from llmux.targets.breaker import State

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmux.proxy import guarded
 from llmux.proxy import remote as remote_module
-from llmux.proxy.remote import MOST_HELD, begins_with_error, end_of_events, retry_after_of
+from llmux.proxy.guarded import MOST_HELD, begins_with_error, end_of_events, retry_after_of
 from llmux.upstream import ResponseHead
 from tests.harness.sdks import anthropic_client, openai_client
 from tests.harness.waiting import PATIENCE
@@ -615,7 +616,7 @@ async def test_what_announces_an_answer_is_read_once(house, certificates, monkey
         looked.append(len(events))
         return begins_with_error(events)
 
-    monkeypatch.setattr(remote_module, "begins_with_error", look)
+    monkeypatch.setattr(guarded, "begins_with_error", look)
 
     async def slowly(_host, writer):
         for waits in range(1, 21):
