@@ -161,6 +161,13 @@ DIALECTS = {
 _RAW_MESSAGES = re.compile(r"(?:https?://[^/?#]*)?/+v1/+messages(?![^/?#;\\])", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~:\[\]@!$&'()*+,=-]*(?=[/?]|\Z)")
 _RAW_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+# What clients ask for whose base address is an endpoint.
+_ENDPOINT_TWICE = re.compile(
+    r"(?:/v1)?/(chat/completions|completions|embeddings|messages|responses)/(?:v1/)?\1"
+    r"|(?:/v1)?/(?:chat/completions|messages|responses)/(?:v1/)?models"
+)
+_OLLAMA = re.compile(r"/api/(?:chat|embed|embeddings|generate|ps|show|tags|version)")
+_WITHOUT_VERSION = re.compile(r"/(?:audio|images|messages|moderations|realtime|responses)(?:/.*)?", re.DOTALL)
 OPEN_PATHS = frozenset({"/health", "/ready"})
 ADMIN_PREFIXES = ("/llmux/models/", "/llmux/requests/", "/llmux/lease", "/llmux/manual", "/llmux/fleet/")
 PAGE = "/llmux/ui"  # it tells nothing by itself, and a browser that opens it has no key to show yet
@@ -237,6 +244,15 @@ def origin_form(target: str) -> str:
     return rest if rest.startswith("/") else "/" + rest
 
 
+def _twice(path: str) -> str:
+    """Say what a path has twice, "" if nothing: a model would be woken for its engine's 404."""
+    if path.startswith("/v1/v1/"):
+        return "it has /v1 twice: the client's base address must end without it"
+    if _ENDPOINT_TWICE.fullmatch(path):
+        return f"{path} is below an endpoint: the client's base address must end before that"
+    return ""
+
+
 def _any_of(globs: Iterable[str]) -> re.Pattern[str]:
     expression = "|".join(glob_expression(glob) for glob in globs)
     return re.compile(f"(?:{expression})" if expression else r"(?!)")
@@ -305,15 +321,26 @@ class ForwardedPaths:
             return Route(Kind.REFUSED, path, reason=f"a control path ({entry.engine}): it {entry.effect}")
         if _OWN.fullmatch(path):
             return Route(Kind.OWN, path, raw_path)
-        twice = path.startswith("/v1/v1/")  # a model would be woken for its engine's 404
-        if not twice and self._allowed.fullmatch(path) and not self._without.fullmatch(path):
+        twice = _twice(path)
+        if not twice and self._forwards(path):
             return Route(Kind.FORWARD, path, raw_path)
         if reading and path == _BARE_MODELS:
             return Route(Kind.OWN, path, raw_path)
-        reason = f"{path} is not among the forwarded paths (see `forward`)"
-        if twice:
-            reason = "it has /v1 twice: the client's base address must end without it"
-        return Route(Kind.REFUSED, path, reason=reason)
+        reason = f"{path} is not among the forwarded paths (see `forward`){self._advice(path)}"
+        return Route(Kind.REFUSED, path, reason=twice or reason)
+
+    def _forwards(self, path: str) -> bool:
+        return bool(self._allowed.fullmatch(path)) and not self._without.fullmatch(path)
+
+    def _advice(self, path: str) -> str:
+        """Return what a client's settings should be that asks for this path, "" if that is unknown."""
+        if _OLLAMA.fullmatch(path):
+            return "; it is of Ollama's own API: set the client to OpenAI's, with a base address that ends in /v1"
+        at = path.find("/v1/")
+        meant = f"/v1{path}" if _WITHOUT_VERSION.fullmatch(path) else path[at:] if at > 0 else ""
+        if not meant or meant.startswith("/v1/v1/") or not (self._forwards(meant) or _OWN.fullmatch(meant)):
+            return ""
+        return f"; {meant} is: set the client's base address to llmux's own, with /v1 where the client expects it"
 
     def _upstream(self, raw_path: str, path: str, *, reading: bool) -> Route:
         """``/upstream/MODEL/rest``: the longest known name wins; the rest goes on raw."""

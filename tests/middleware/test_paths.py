@@ -153,6 +153,59 @@ def test_a_base_address_that_ends_with_the_version_is_named_and_wakes_nothing(ta
 
 
 @pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("POST", "/v1/chat/completions/chat/completions"),
+        ("POST", "/chat/completions/v1/chat/completions/"),
+        ("POST", "/v1/messages/v1/messages?beta=true"),
+        ("POST", "/v1/responses//responses"),
+        ("POST", "/v1/embeddings/embeddings"),
+        ("GET", "/v1/chat/completions/models"),
+        ("GET", "/v1/messages/v1/models?limit=1000"),
+    ],
+)
+def test_a_base_address_that_is_an_endpoint_is_named_and_wakes_nothing(method, target):
+    route = PATHS.decide(target, method)
+    assert (route.kind, "base address must end" in route.reason) == (Kind.REFUSED, True)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/responses/resp_1", "/v1/responses/models1", "/v1/messages/batches", "/v1/embeddings/models",
+        "/v1/chat/completions/chatcmpl-1/messages", "/v1/chat/completions/render", "/v1/completions/x/completions",
+    ],
+)  # fmt: skip
+def test_what_is_below_an_endpoint_is_forwarded(target):
+    assert PATHS.decide(target, "GET").kind is Kind.FORWARD
+
+
+@pytest.mark.parametrize("path", ["/api/tags", "/api/chat", "/api/generate", "/api/version", "/api/show"])
+def test_a_client_set_to_ollama_is_told_so(path):
+    assert "Ollama's own API" in PATHS.decide(path, "GET").reason
+    assert EVERYTHING.decide(path, "GET").kind is Kind.FORWARD  # its engine may speak it
+
+
+@pytest.mark.parametrize(
+    ("target", "meant"),
+    [
+        ("/responses", "/v1/responses"),
+        ("/messages?beta=true", "/v1/messages"),
+        ("/audio/transcriptions", "/v1/audio/transcriptions"),
+        ("/openai/v1/chat/completions", "/v1/chat/completions"),
+        ("/api/v1/models", "/v1/models"),
+    ],
+)
+def test_a_base_address_with_another_path_is_told_the_right_one(target, meant):
+    assert f"; {meant} is:" in PATHS.decide(target, "GET").reason
+
+
+@pytest.mark.parametrize("target", ["/favicon.ico", "/api/hello", "/nothing/v1", "/a/v2/v1/v1/b", "/responsesx"])
+def test_no_path_is_suggested_that_would_not_do(target):
+    assert PATHS.decide(target, "GET").reason.endswith("is not among the forwarded paths (see `forward`)")
+
+
+@pytest.mark.parametrize(
     "target",
     [
         "", "*", "v1/chat/completions", "localhost:3000", "/v1/%", "/v1/%zz", "/v1/a%2", "/v1/%00", "/v1/%0a",
