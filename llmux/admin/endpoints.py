@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 BEAT = 1.0  # seconds
 SHOWN = 200  # requests, unless specified
 MOST_PAST = 1000  # past requests in one answer
+MODEL_LISTS = ("/v1/models", "/v1/models/", "/models", "/models/")
 _Default = TypeVar("_Default", int, None)
 _LARGEST = 64 * 1024  # bytes of an operator's request body
 _LONGEST = 200  # characters of a reason
@@ -124,8 +125,7 @@ class Admin:
         """Return the routes for ``app.add_routes``."""
         return [
             web.get("/", self.index),
-            web.get("/v1/models", self.models),
-            web.get("/models", self.models),
+            *(web.get(path, self.models) for path in MODEL_LISTS),
             web.get("/v1/models/{model:.+}", self.model),
             web.get("/health", self.health),
             web.get("/ready", self.ready),

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from llmux.admin.endpoints import page_routes, read_options, refuse_unknown, wants_page
+from llmux.admin.endpoints import MODEL_LISTS, page_routes, read_options, refuse_unknown, wants_page
 from llmux.config.schema import MIB
 from llmux.core.phases import Phase
 from llmux.errors import BadRequestError, ConflictError, EngineError, PathRefusedError
@@ -186,8 +186,7 @@ class Views:
         """Return the routes for ``app.add_routes``."""
         return [
             web.get("/", self.index),
-            web.get("/v1/models", self.models),
-            web.get("/models", self.models),
+            *(web.get(path, self.models) for path in MODEL_LISTS),
             web.get("/v1/models/{model:.+}", self.model),
             web.get("/health", self.health),
             web.get("/ready", self.ready),

@@ -411,7 +411,10 @@ class Front:
     ) -> web.StreamResponse:
         """Put what aiohttp or a handler raised into the envelope; a response that is no error is unchanged."""
         if isinstance(error, web.HTTPNotFound):
-            return self._refuse(request, context, PathRefusedError("llmux has nothing here.", code="not_found"))
+            said, path = "llmux has nothing here.", context.route.path
+            if path != request.path:  # which routes take as it is, slash by slash
+                said = f"No such path: if {path} is meant, the client's base address has a slash too many."
+            return self._refuse(request, context, PathRefusedError(said, code="not_found"))
         if isinstance(error, web.HTTPMethodNotAllowed):
             allowed = ", ".join(sorted(error.allowed_methods))
             response = self._refuse(request, context, MethodNotAllowedError(f"This path takes {allowed}."))

@@ -33,6 +33,24 @@ async def test_a_model_with_nothing_to_tell_has_the_usual_fields(house):
     assert entry["status"] == {"value": "unloaded"}
 
 
+@pytest.mark.parametrize("target", ["/v1/models/", "/models/", "/v1/models/?limit=1000"])
+async def test_the_list_may_be_asked_for_with_a_slash_at_its_end(house, target):
+    await house.open()
+    assert await listed(house, target) == await listed(house)
+    assert (await house.ask("HEAD", target)).status == 200
+
+
+@pytest.mark.parametrize("target", ["/v1//models", "//v1/models", "//models//"])
+async def test_a_base_address_with_a_slash_too_many_is_named(house, target):
+    await house.open()
+    reply = await house.ask("GET", target)
+    assert (reply.status, reply.error["code"]) == (404, "not_found")
+    assert "if /" in reply.error["message"]
+    assert "models is meant, the client's base address has a slash too many" in reply.error["message"]
+    elsewhere = await house.ask("GET", "/llmux/nothing")
+    assert elsewhere.error["message"] == "llmux has nothing here."
+
+
 async def test_what_is_told_has_the_names_that_front_ends_read(house):
     await house.open({"a": {"info": INFO, "aliases": ["gpt"]}, "b": {}})
     found = await listed(house)

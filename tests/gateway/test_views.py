@@ -50,7 +50,8 @@ async def test_the_list_of_models_is_the_union(door):
     assert entries["see"]["llmux"]["alias_of"] == "c"
     assert (await door.ask("GET", "/v1/models/a")).json()["id"] == "a"
     assert (await door.ask("GET", "/v1/models/nothing")).error["code"] == "model_not_found"
-    assert (await door.ask("GET", "/models")).status == 200
+    for also in ("/models", "/models/", "/v1/models/"):
+        assert (await door.ask("GET", also)).json() == (await door.ask("GET", "/v1/models")).json()
 
 
 async def test_what_the_gateway_does_not_serve_is_not_listed(door):
