@@ -48,6 +48,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _HEADER_LIST = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+(?:[ \t]*,[ \t]*[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
 _MAX_HEADER_LIST = 4096
+_SHOWN = 100  # characters of a refused origin
 
 
 class Verdict(NamedTuple):
@@ -87,6 +88,14 @@ def canonical(origin: str) -> str:
     if port is None or port == _DEFAULT_PORTS.get(parts.scheme):
         return f"{parts.scheme}://{host}"
     return f"{parts.scheme}://{host}:{port}"
+
+
+def _refusal(origin: str, form: str) -> str:
+    """Say what would let in the pages of an origin, of which ``form`` is the canonical form, if it has one."""
+    pages = f"pages of the origin {origin[:_SHOWN]!r} may not use llmux"
+    if form:
+        return f"{pages}: add it to `cors` in the configuration"
+    return f"{pages}: only * in `cors` in the configuration, which lets in all, would let them in"
 
 
 def check_cors_entry(entry: str) -> str:
@@ -133,7 +142,7 @@ class Origins:
         return Verdict(
             allowed=False,
             headers={"Vary": "Origin"},
-            reason="pages of this origin may not use llmux: add it to `cors` in the configuration",
+            reason=_refusal(origin, form),
         )
 
     def check_site(self, sites: Iterable[str], origin: str | None) -> str:

@@ -43,6 +43,14 @@ MISSING = "is missing; every model needs the hooks wake, sleep and alive (`hooks
         ("policy: fifo", "config.yaml:1: policy: must be a mapping of settings, not 'fifo'"),
         ("cors: x", "config.yaml:1: cors: must be a list, not 'x'"),
         ("cors: ['file://']", "config.yaml:1: cors[0]: 'file://' is not an origin; write scheme and host as"),
+        (
+            "cors: ['app://*']",
+            "config.yaml:1: cors[0]: 'app://*' is not an origin: a * stands alone, for all; write",
+        ),
+        (
+            "cors: ['http://*.lan:1']",
+            "config.yaml:1: cors[0]: 'http://*.lan:1' is not an origin: a * stands alone",
+        ),
         ("cors: [x]", "config.yaml:1: cors[0]: 'x' is not an origin; write scheme and host"),
         ("forward: [v1]", "config.yaml:1: forward: 'v1' is not a path; write one as /v1/**"),
         ("admin_key: ''", "config.yaml:1: admin_key: must be printable ASCII without spaces"),

@@ -79,6 +79,15 @@ def test_refused(origin, host):
     assert ORIGINS.options({"Origin": origin, "Host": host} if host else {"Origin": origin}).status == 403
 
 
+def test_what_to_add_to_cors_is_named():
+    for origin in ("app://obsidian.md", "vscode-webview://0a1b", "null", "http://localhost:5173"):
+        assert repr(origin) in ORIGINS.check(origin, HOST).reason
+        assert Origins([origin]).check(origin, HOST).allowed
+    no_entry = ORIGINS.check("file://", HOST).reason  # some programs send it, and `cors` does not take it
+    assert ("'file://'" in no_entry, "only * " in no_entry) == (True, True)
+    assert len(ORIGINS.check("x" * 9000, HOST).reason) < 300
+
+
 def test_null_can_be_listed():
     assert Origins(["null"]).check("null", HOST).headers["Access-Control-Allow-Origin"] == "null"
 
