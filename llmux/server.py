@@ -37,6 +37,7 @@ RESERVED_HEAD = 5.0  # seconds that a head may take on these
 SETTLED = 1.0  # seconds that a connection waits before another may take its place
 LOOK_EVERY = 1.0  # seconds between two looks for connections that wait for too long
 SLICE = 500  # connections that are looked at in one turn of the loop
+_PREFACE = "Pause on PRI"  # what the parser says of the first bytes of HTTP/2
 
 
 class Connection(ClientConnection):
@@ -61,6 +62,8 @@ class Connection(ClientConnection):
             raise exc
         if status == BadRequestError.status:
             reason = str(message or "").strip().partition("\n")[0].rstrip(":") or "malformed HTTP"
+            if reason.startswith(_PREFACE):
+                reason = "the client begins with HTTP/2, which llmux does not speak"
             self._event_log.emit("malformed_request", client=request.remote, error=reason)
             error = BadRequestError(f"Malformed HTTP: {reason}", code="malformed_request")
         else:

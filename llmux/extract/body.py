@@ -413,7 +413,8 @@ def model_of(body: Body | None, query: str) -> str:
             param="model",
         )
     raise BadRequestError(
-        'the request names no model: expected "model" in a JSON object or a form, or ?model=NAME in the URL',
+        f"the request {'names' if body is not None and body.size else 'has no body and names'} no model: "
+        'expected "model" in a JSON object or a multipart form, or ?model=NAME in the URL',
         code="model_required",
         param="model",
     )

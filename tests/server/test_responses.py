@@ -78,6 +78,27 @@ async def test_malformed_http_is_a_400_and_one_line(house, caplog, data):
     assert not caplog.records
 
 
+async def test_a_client_that_begins_with_http_2_is_told_so(house):
+    await house.open()
+    reply = await house.raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+    assert (reply.status, reply.error["code"]) == (400, "malformed_request")
+    assert "HTTP/2" in reply.error["message"]
+    assert "HTTP/2" in house.log.named("malformed_request")[0]["error"]
+
+
+@pytest.mark.parametrize(
+    "empty", ["Content-Length: 0\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "\r\n"]
+)
+async def test_a_request_that_names_no_model_for_want_of_a_body_is_told_so(house, empty):
+    await house.open()
+    method = "GET" if empty == "\r\n" else "POST"  # a redirect can make a GET of a POST
+    reply = await house.raw(f"{method} /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n{empty}".encode())
+    other = await house.ask("POST", "/v1/chat/completions", {"messages": []})
+    assert [(each.status, each.error["code"]) for each in (reply, other)] == [(400, "model_required")] * 2
+    assert "no body" in reply.error["message"]
+    assert "no body" not in other.error["message"]
+
+
 @pytest.mark.parametrize("turns", range(7))  # of the loop: the request may not have begun, or just so
 async def test_a_body_with_broken_chunks_is_one_400_and_no_traceback(house, caplog, turns):
     await house.open()
