@@ -309,7 +309,7 @@ class Store:
         before, failed, answer = task.cancelling(), None, None
         try:
             async with asyncio.timeout(LONGEST):
-                answer = await self._redis.eval(script, len(keys), *keys, *values)
+                answer = await self._eval(script, keys, values)
         except Exception as error:  # noqa: BLE001 - whatever the library raises, the store cannot be used
             failed = error
         if task.cancelling() > before:  # the library may have swallowed it, as it does in the middle of connecting
@@ -317,6 +317,22 @@ class Store:
         if failed is not None:
             raise StoreError(words_of(failed, self.address)) from failed
         return answer
+
+    async def _eval(self, script: str, keys: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+        """Run a script; again, on a new connection, if that of before is what is wrong.
+
+        The server may have closed it meanwhile; or it leads to one that is a replica since a failover, while the
+        address leads to the new master. No script does more if it runs twice.
+        """
+        try:
+            return await self._redis.eval(script, len(keys), *keys, *values)
+        except Exception as error:
+            kind, task = type(error).__name__, asyncio.current_task()
+            if kind not in {"ConnectionError", "ReadOnlyError"} or (task is not None and task.cancelling()):
+                raise
+            if kind == "ReadOnlyError" and (pool := getattr(self._redis, "connection_pool", None)) is not None:
+                await pool.disconnect(inuse_connections=False)  # the library would keep it
+        return await self._redis.eval(script, len(keys), *keys, *values)
 
 
 def _read(text: str) -> dict[str, Any]:

@@ -156,6 +156,53 @@ async def test_a_call_that_is_cancelled_ends_so_whatever_the_library_makes_of_it
         await task
 
 
+async def test_connections_that_the_server_has_closed_are_replaced_at_once(store):
+    """As a server does after its `timeout`, or what stands before it."""
+    await store.fly("x", {"one": {"a": 2}})
+    other = Store(f"redis://{HOST}:{store.address.nodes[0][1]}/0")
+    try:
+        for number in range(3):
+            assert await other._redis.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes") >= 1
+            assert await store.register("gpu1", "i", number, {"url": "a"}) == "ok"
+    finally:
+        await other.close()
+
+
+async def test_after_a_failover_the_address_counts_and_not_the_connection(server):
+    """A master that becomes a replica keeps its connections; its name, or a proxy, leads to the new one."""
+    master, target, links = Server(), [server.port], set()
+
+    async def pass_on(reader, writer):
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def link(reader, writer):
+        links.add(writer)
+        there = await asyncio.open_connection(HOST, target[0])
+        links.add(there[1])
+        await asyncio.gather(pass_on(reader, there[1]), pass_on(there[0], writer))
+
+    proxy = await asyncio.start_server(link, HOST, 0)
+    store = Store(f"redis://{HOST}:{proxy.sockets[0].getsockname()[1]}/0")
+    before = Store(server.url)
+    try:
+        assert await store.register("gpu1", "i", 1, {"url": "a"}) == "ok"
+        await before._redis.execute_command("REPLICAOF", HOST, str(master.port))
+        with pytest.raises(StoreError, match="it is a replica"):  # as long as the address leads there
+            await store.register("gpu1", "i", 2, {"url": "a"})
+        target[0] = master.port
+        assert await store.register("gpu1", "i", 3, {"url": "a"}) == "ok"
+        assert await store.hosts() == {"gpu1": {"url": "a"}}
+    finally:
+        await store.close()
+        await before.close()
+        for each in links:
+            each.close()
+        proxy.close()
+        master.close()
+
+
 async def test_a_store_that_wants_a_password_is_said(server):
     del server
     guarded = Server("--requirepass", "secret")
