@@ -52,7 +52,7 @@ from llmux.errors import CancelledRequestError, EngineError, RequestError, Unava
 from llmux.proxy.envelope import error_event
 from llmux.proxy.exchange import ERROR, Exchange
 from llmux.proxy.heads import fields_of_redirect, response_head
-from llmux.proxy.token_usage import BLOCK, BLOCKS, EVENT
+from llmux.proxy.token_usage import BLOCK, BLOCKS, EVENT, ends_of
 from llmux.upstream import EngineConnection, Framing, ResponseHead
 from llmux.upstream.native import Passed
 from llmux.upstream.sockets import reset
@@ -275,9 +275,9 @@ class Relay:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         now = self._loop.time()
         size = len(data)
-        exchange.tail.append(data if size <= BLOCK else data[-BLOCK:])
+        exchange.tail.append(data if size <= BLOCK else ends_of(data))
         if len(exchange.tail) >= 2 * BLOCKS:
-            del exchange.tail[:BLOCKS]
+            del exchange.tail[0 if self._event_stream else 1 : BLOCKS]
         head = self._head
         if head:
             if self._event_stream:

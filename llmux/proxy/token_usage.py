@@ -2,7 +2,9 @@
 
 The relay keeps references to the last blocks of an answer (and to the beginning of an event stream, where
 Anthropic's dialect puts the input), and nothing is looked at before the answer has ended. A compressed answer, or
-one whose report is spread over more than ``BLOCKS`` blocks, has no usage here. Pure.
+one whose report is spread over more than ``BLOCKS`` blocks, has no usage here. llama.cpp reports on embeddings
+before the first of them: of large blocks the beginning is kept, too, and the first block of an answer that is no
+stream. Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 BLOCKS = 4  # that are kept; engines send the report, `[DONE]` and the body's end as blocks of their own
-BLOCK = 16 * 1024  # bytes of each that are kept, the last ones
+BLOCK = 16 * 1024  # bytes of each that are kept
+_BEGINNING = 1024  # of them, the first ones; the others are the last ones
 EVENT = b"data:"  # what an event of a stream begins with; in most streams, one is a token
 
 _REPORT = b'"usage"'  # in a text that is quoted in JSON the quotes are escaped
@@ -40,6 +43,13 @@ class Usage(NamedTuple):
 
 
 NONE = Usage()
+
+
+def ends_of(block: bytes) -> bytes:
+    """Return what is kept of a block that is larger than ``BLOCK``."""
+    return block[:_BEGINNING] + block[_BEGINNING - BLOCK :]
+
+
 _new = tuple.__new__  # Usage(…) would be a call of Python's own, with each request
 
 

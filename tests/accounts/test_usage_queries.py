@@ -178,6 +178,27 @@ async def test_the_beginning_of_a_stream_may_come_in_pieces(house, cut):
     assert (last["input"], last["cached"], last["output"], last["estimated"]) == (25, 20, 42, 0)
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_report_before_many_embeddings_is_found(house, chunked):
+    """llama.cpp's stands there; they are sent in blocks of any size, and come in more than are kept."""
+    vectors = ",".join(f'{{"embedding":[{"0.0123456789," * 2000}0],"index":{index}}}' for index in range(40))
+    usage = '{"prompt_tokens":3000,"total_tokens":3000}'
+    body = f'{{"model":"a","object":"list","usage":{usage},"data":[{vectors}]}}'.encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+    if chunked:
+        pieces = [body[at : at + 4000] for at in range(0, len(body), 4000)]
+        body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
+    else:
+        head += b"Content-Length: %d\r\n\r\n" % len(body)
+    await opened(house)
+    house.engine.says = head + body
+    assert (await send(house, "a", "alice", path="/v1/embeddings")).status == 200
+    await used(house)
+    (row,) = rows(house)
+    assert (row["input"], row["output"], row["estimated"]) == (3000, 0, 0)
+
+
 async def test_every_end_has_a_row(house):
     await house.open(models={"a": {}, "broken": {"wake": "exit 1"}}, ledger="ledger.db", api_keys=KEYS)
     assert (await send(house, "nothing", "alice")).status == 404
