@@ -81,6 +81,7 @@ class Request:
     attempts: int = 0
     refused_by: set[str] = field(default_factory=set)
     refusal: ev.RequestRefused | None = None  # the last one
+    soonest: float = math.inf  # when the first of these hosts may take it, as far as they said
     moved: bool = False  # it was taken back once, as another host was better
     joined: bool = False  # it was taken back once, as another host was waking its model
     better_since: float | None = None  # since when another host has been better
@@ -259,11 +260,14 @@ class Placement:
         self.out.append(ev.Reject(request.id, request.model, code, message, retry_after, waited))
 
     def _pass_on(self, request: Request) -> None:
-        """Reject a request in the words of the host that refused it last."""
+        """Reject a request in the words of the host that refused it last, until the first one may take it."""
         refusal = request.refusal
         assert refusal is not None
         message = refusal.message or f"{request.model!r} was refused"
-        self._reject(request, refusal.code, message, refusal.retry_after)
+        again = refusal.retry_after
+        if again is not None:
+            again = min(again, max(0.0, request.soonest - self.fleet.time))
+        self._reject(request, refusal.code, message, again)
 
     def _of(self, number: int, *stages: Stage) -> Request:
         request = self.requests.get(number)
@@ -387,6 +391,8 @@ class Placement:
         host = self.fleet.hosts.get(name)
         if host is not None:
             now = self.fleet.time
+            if event.retry_after is not None:
+                request.soonest = min(request.soonest, now + event.retry_after)
             until = now + (UNSAID if event.retry_after is None else event.retry_after)
             host.blocked["" if event.code in ev.OF_THE_HOST else request.model] = now, until
             self.timers.set((Timer.BLOCK, name), until)

@@ -119,8 +119,17 @@ def test_the_last_refusal_is_passed_on_in_the_hosts_words():
     play = given(**TWO)
     play(
         at(1.0, asks(1, "a"), sent(1, "a", "h1")),
-        at(1.1, refused(1, "backing_off", 3.0), sent(1, "a", "h2", 2, 0.1), claims("a", "h2")),
+        at(1.1, refused(1, "backing_off", 50.0), sent(1, "a", "h2", 2, 0.1), claims("a", "h2")),
         at(1.2, refused(1, "pinned", 40.0, "b is pinned"), rejected(1, "a", "pinned", "b is pinned", 40.0, 0.2)),
+    )
+
+
+def test_a_client_is_told_when_the_first_of_the_hosts_may_take_it():
+    play = given(**TWO)
+    play(
+        at(1.0, asks(1, "a"), sent(1, "a", "h1")),
+        at(1.5, refused(1, "backing_off", 20.0), sent(1, "a", "h2", 2, 0.5), claims("a", "h2")),
+        at(2.0, refused(1, "pinned", 900.0, "b is pinned"), rejected(1, "a", "pinned", "b is pinned", 19.5, 1.0)),
     )
 
 
