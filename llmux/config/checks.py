@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,13 @@ def operators(config: Access) -> str:
 NO_DRAIN = "the name can stand in no path, with \\, ; or a segment of dots, so no operator can drain it"
 
 
+def cors_warnings(cors: Sequence[str]) -> Iterator[str]:
+    """Yield the origins that no page has."""
+    for index, origin in enumerate(cors):
+        if origin != "*" and "*" in origin:
+            yield f"cors[{index}]: {origin!r} lets nothing in: a * stands alone, for all; write each, or only *"
+
+
 def find_warnings(config: Config) -> Iterator[str]:
     """Yield what is allowed but probably a mistake."""
     if config.policy.request_timeout == 0:
@@ -129,6 +136,7 @@ def find_warnings(config: Config) -> Iterator[str]:
             )
     if config.fleet is not None and not can_be_in_path(config.fleet.name):
         yield f"fleet.name: {NO_DRAIN}"
+    yield from cors_warnings(config.cors)
     yield from _sizes(config)
     yield from levels_warnings(config)
     yield from staying_warnings(config)

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from llmux.config.access import DEFAULT_FORWARD, ApiKey, ApiKeyConfig, Key, check_key, check_keys, expand, is_hash
 from llmux.config.accounts import PricesConfig, RoleConfig, check_budget, check_role
-from llmux.config.checks import NO_DRAIN, open_to_all
+from llmux.config.checks import NO_DRAIN, cors_warnings, open_to_all
 from llmux.config.load import Whole, load, read_document
 from llmux.config.problems import Problem, raise_problems
 from llmux.config.schema import GIB, MIB, default_state
@@ -273,7 +273,8 @@ class GatewayConfig(Whole):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is allowed but probably a mistake; one line each."""
-        return tuple(f"hosts.{name}: {NO_DRAIN}" for name in self.hosts if not can_be_in_path(name))
+        hosts = [f"hosts.{name}: {NO_DRAIN}" for name in self.hosts if not can_be_in_path(name)]
+        return (*hosts, *cors_warnings(self.cors))
 
 
 def _same_url(config: GatewayConfig) -> Iterator[Problem]:

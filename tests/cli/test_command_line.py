@@ -240,10 +240,13 @@ def test_a_gateway_s_route_and_a_host_s_file(run, tmp_path, command):
 
 
 def test_the_warnings_of_a_gateway(run, tmp_path):
-    (tmp_path / "g.yaml").write_text("hosts:\n  a: {url: 'http://x:1'}\n  a;b: {url: 'http://x:2'}\n")
+    (tmp_path / "g.yaml").write_text(
+        "hosts:\n  a: {url: 'http://x:1'}\n  a;b: {url: 'http://x:2'}\ncors: ['app://*']\n"
+    )
     ended = run("check", "-c", "g.yaml")
     assert ended.returncode == 0, ended
     assert "warning: line 3: hosts.a;b: the name can stand in no path" in ended.stdout
+    assert "warning: line 4: cors[0]: 'app://*' lets nothing in" in ended.stdout
 
 
 def test_a_taken_port(run, tmp_path):
