@@ -22,6 +22,7 @@ import dataclasses
 import json
 import os
 import random
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping
@@ -490,9 +491,12 @@ def words_of(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(cause, TimeoutError) and not cause.errno:  # the limit's own, which says nothing
         return "cannot be reached in time"
+    if isinstance(cause, ssl.SSLError):  # its number is none of the system's
+        why = getattr(cause, "verify_message", "") or cause.strerror or str(cause)
+        return f"cannot be reached by TLS: {why.lower()}"
     if isinstance(cause, OSError):
         number = cause.errno or 0
-        why = os.strerror(number) if number > 0 else cause.strerror or str(cause)
+        why = os.strerror(number) if number > 0 else cause.strerror or str(cause) or "it closed the connection"
         return f"cannot be reached: {why.lower()}"
     return str(error).replace("The engine", "it").replace("the engine", "it").rstrip(".")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import ssl
 
 import pytest
 
@@ -220,6 +221,22 @@ async def test_it_is_said_why_a_host_is_lost_that_falls_silent_or_takes_no_conne
         with pytest.raises(EngineRefusedError) as refused:
             await Forwarder(connect_timeout=0.05).connect(deaf)
     assert words_of(refused.value) == "cannot be reached in time"
+
+
+def test_what_tls_says_is_no_error_of_the_system():
+    """Its first number would be "operation not permitted"."""
+
+    def words(cause):
+        error = EngineRefusedError("No connection.")
+        error.__cause__ = cause
+        return words_of(error)
+
+    untrusted = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    untrusted.verify_message = "self-signed certificate"
+    assert words(untrusted) == "cannot be reached by TLS: self-signed certificate"
+    assert words(ssl.SSLError(1, "wrong version number")).startswith("cannot be reached by TLS: ")
+    assert words(ConnectionAbortedError()) == "cannot be reached: it closed the connection"
+    assert words(ConnectionRefusedError(111, "")) == "cannot be reached: connection refused"
 
 
 # ---- never twice
