@@ -26,11 +26,11 @@ from aiohttp import web
 
 from llmux.config.gateway import GatewayConfig
 from llmux.core.effects import CutReason
-from llmux.errors import EngineError, PathRefusedError, RequestError, UnauthorizedError, UnavailableError
+from llmux.errors import EngineError, PathRefusedError, RequestError, UnavailableError
 from llmux.extract import Body, BodyBudget, BodyLimits
 from llmux.fleet import events as ev
 from llmux.gateway.dispatcher import Dispatcher, Trip
-from llmux.gateway.hosts import OTHER_KEY, Host, Hosts, words_of
+from llmux.gateway.hosts import Host, Hosts, words_of
 from llmux.middleware.authentication import KEY_NAME
 from llmux.middleware.context import QUEUE_SECONDS, Reporting, RequestContext
 from llmux.middleware.model_handler import serve_with_body, unknown_model
@@ -341,14 +341,6 @@ class GatewayHandler:
         if trip.withdrawing and error.code == WITHDRAWN:
             trip.withdrawing = False
             self.dispatcher.post(ev.RequestWithdrawn(trip.id))
-        elif error.code == UnauthorizedError.code and not trip.withdrawing:
-            assert trip.host is not None
-            host = self.hosts.get(trip.host)
-            if host is not None and host.key is None:  # the client's own, which has passed untouched
-                raise UnauthorizedError(error.message)
-            self.dispatcher.post(ev.ConnectFailed(trip.id, OTHER_KEY))
-            if host is not None:
-                self.hosts.key_refused(host)
         else:
             self.dispatcher.refused(trip, error.code, error.retry_after, error.message)
 

@@ -45,7 +45,6 @@ FIRST, LONGEST = 0.25, 5.0  # seconds between two attempts to follow a host
 PATIENCE = 5.0  # seconds that a query to a host may take
 _LARGEST = 4 << 20  # bytes of one event, or of an answer
 _OK = 200
-OTHER_KEY = "wants another key: see `hosts.NAME.key`"
 
 
 class Answer(NamedTuple):
@@ -113,7 +112,6 @@ class Host:
         self.trouble = "has not answered yet"  # empty: it is being followed
         self.lost = False  # the placement was told that
         self.instance = ""  # of the llmux that reports
-        self.refuses_key = False  # that of requests; a report shows that it does no longer
         self.mistaken = ""  # what was wrong with its last report, logged once
         self.entries: Mapping[str, Mapping[str, Any]] = {}  # of its ``/v1/models``, by id
         self.measured: frozenset[str] = frozenset()  # the models whose wake was measured there
@@ -201,7 +199,9 @@ class Hosts:
             if name not in self._hosts:
                 host = self._hosts[name] = Host(name, config)
                 self._dispatcher.post(ev.HostAdded(name))
-                self._begin(host)
+                self._following[name] = asyncio.get_running_loop().create_task(
+                    self._follow(host), name=f"llmux: follow {name}"
+                )
         self._hosts = {name: self._hosts[name] for name in hosts}
         self._index()
 
@@ -239,19 +239,6 @@ class Hosts:
         return None if name in self._virtual else self.known.get(name)
 
     # ---- following
-
-    def _begin(self, host: Host) -> None:
-        self._following[host.name] = asyncio.get_running_loop().create_task(
-            self._follow(host), name=f"llmux: follow {host.name}"
-        )
-
-    def key_refused(self, host: Host) -> None:
-        """Follow a host anew which refuses the key of requests: its reports go on as long as their connection."""
-        if not host.refuses_key and self._hosts.get(host.name) is host:
-            host.refuses_key = True
-            self._following.pop(host.name).cancel()
-            self._lost(host, OTHER_KEY)
-            self._begin(host)
 
     async def _follow(self, host: Host) -> None:
         pause = FIRST
@@ -353,9 +340,6 @@ class Hosts:
             host.trouble = ""
             self._log.emit("host_followed", host=host.name, version=host.version, models=list(report.models))
         host.lost = False
-        if host.refuses_key:
-            host.refuses_key = False
-            self.probe(host.name)
         self._learn(host, {name: report.models[name].wake for name in measured})
         self._dispatcher.post(ev.HostReported(self._with_costs(report, measured)))
 
@@ -440,9 +424,7 @@ class Hosts:
         except (EngineError, OSError) as error:
             found: ev.Event = ev.HostUnreachable(host.name, words_of(error))
         else:
-            if host.refuses_key:  # /ready takes none
-                found = ev.HostUnreachable(host.name, OTHER_KEY)
-            elif answer.status == _OK:
+            if answer.status == _OK:
                 found = ev.HostReachable(host.name)
             else:
                 found = ev.HostUnreachable(host.name, f"is not ready: /ready answered {answer.status}")
@@ -504,8 +486,8 @@ def words_of(error: Exception) -> str:
 def _refusal(status: int) -> str:
     """Describe what a status means to a gateway."""
     meanings = {
-        401: OTHER_KEY,
-        403: "refuses the gateway: see `hosts.NAME.key`, and `hosts` there for the name in its address",
+        401: "wants another key: see `hosts.NAME.key`",
+        403: "refuses the gateway: see `hosts.NAME.key`",
         404: "has no reports: it is not llmux, or an older version",
         400: "does not understand the question: is it a llmux of an older version?",
     }

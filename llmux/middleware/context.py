@@ -13,7 +13,7 @@ from aiohttp import web
 
 from llmux.config.setting_types import parse_duration
 from llmux.core.effects import Refusal
-from llmux.errors import BadRequestError, EngineError, RequestError, UnauthorizedError
+from llmux.errors import BadRequestError, EngineError, RequestError
 from llmux.middleware.authentication import Holder
 from llmux.middleware.paths import Route
 from llmux.middleware.progress import Channel, InBody
@@ -38,7 +38,7 @@ QUEUE_SECONDS = "X-LLMux-Queue-Seconds"
 REFUSED = "X-LLMux-Refused"
 """Says, with the error's code, that no engine has seen a request: it may be sent to another host."""
 _BEFORE_ADMISSION = frozenset(
-    {*Refusal, "too_many_connections", "bodies_full", "asleep", "deadline", WITHDRAWN, UnauthorizedError.code}
+    {*Refusal, "too_many_connections", "bodies_full", "asleep", "deadline", WITHDRAWN}
 ) - {
     Refusal.WAITED_TOO_LONG  # it has run out of time on other hosts, too
 }

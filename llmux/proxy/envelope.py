@@ -71,7 +71,6 @@ MOST_REFUSED = 100  # requests
 
 _bodies: dict[str, bytes] = {}  # by message: there are two
 _SERVER = SERVER_SOFTWARE.encode()
-_UNAUTHORIZED = f"X-LLMux-Refused: {UnauthorizedError.code}\r\nWWW-Authenticate: Bearer\r\n".encode()
 
 
 def refused_too_often(client: Any) -> bool:
@@ -92,7 +91,7 @@ def refusal(error: RequestError, request_id: str, *, anthropic: bool, close: boo
         if found is None:
             found = _bodies[error.message] = json.dumps(error_body(error, anthropic=False)).encode()
         body = found
-    more = _UNAUTHORIZED if isinstance(error, UnauthorizedError) else b""
+    more = b"WWW-Authenticate: Bearer\r\n" if isinstance(error, UnauthorizedError) else b""
     if error.retry_after is not None:
         more += b"Retry-After: %d\r\n" % max(1, math.ceil(error.retry_after))
     return (

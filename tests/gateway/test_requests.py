@@ -380,51 +380,6 @@ async def test_a_wrong_key_at_a_host_is_said(door):
     assert int(reply.headers["retry-after"]) > 0
 
 
-@pytest.mark.usefixtures("both_ways")
-async def test_a_host_that_takes_the_key_no_longer_gets_nothing_until_it_does(door):
-    """Its reports go on, as their connection was opened with a key that was right then."""
-
-    def keys(key):
-        return {"api_keys": [{"name": "gateway", "key": key, "gateway": True}]}
-
-    def change(house, settings):
-        house.front.configure(house.config("a", **settings))
-
-    told = {}
-    for name in ("one", "two"):
-        await door.host(name, "a", **keys("old"))
-        told[name] = {"url": f"http://127.0.0.1:{door.hosts[name].port}", "key": "old"}
-    gateway = await door.open_gateway(told, api_keys=[{"name": "alice", "key": "secret"}])
-    name = (await ask(door, X_API_Key="secret")).headers["x-llmux-host"]
-    other, host = "two" if name == "one" else "one", gateway.hosts[name]
-    await door.known(name, "awake")
-    change(door.hosts[name], keys("new"))
-    reply = await ask(door, X_API_Key="secret")
-    assert (reply.status, reply.headers["x-llmux-host"]) == (200, other)
-    assert "wants another key: see `hosts.NAME.key`" in host.trouble
-    assert [lost["host"] for lost in door.log.named("host_lost")] == [name]
-    gateway.hosts.probe(name)  # /ready takes none
-    await door.known(other, "awake")
-    for _ in range(3):
-        assert (await ask(door, X_API_Key="secret")).headers["x-llmux-host"] == other
-    assert gateway.state(host) != "ready"
-    change(door.hosts[name], keys("old"))
-    await until(lambda: gateway.state(host) == "ready")
-    change(door.hosts[other], keys("new"))
-    assert (await ask(door, X_API_Key="secret")).headers["x-llmux-host"] == name
-
-
-async def test_a_clients_own_key_that_a_host_refuses_is_its_clients_to_mend(door, puppet):
-    """Without a key of its own the gateway lets those of clients pass."""
-    refused = answer(b'{"error": {"message": "No valid API key."}}', status="401 Unauthorized")
-    puppet.does = [refused.replace(b"\r\n", b"\r\nX-LLMux-Refused: invalid_api_key\r\n", 1), answer(b"fine")]
-    gateway = await door.open_gateway({"one": puppet.url})
-    reply = await ask(door, Authorization="Bearer wrong")
-    assert (reply.status, reply.error["message"]) == (401, "No valid API key.")
-    assert gateway.state(gateway.hosts["one"]) == "ready"
-    assert (await ask(door)).body == b"fine"
-
-
 # ---- progress
 
 
