@@ -228,10 +228,7 @@ act() { # with the script's arguments, in a script which has nothing to add
 	stop) stop_engine ;;
 	alive) is_ready || fail "is not ready at $url" ;;
 	verify) ! find_engine || fail "process $pid is still there" ;;
-	become-engine)
-		shift
-		become_engine "$@"
-		;;
+	become-engine) shift && become_engine "$@" ;;
 	*) not_set_up "usage: $0 wake|sleep|alive|stop|verify" ;;
 	esac
 }
