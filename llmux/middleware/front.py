@@ -6,8 +6,9 @@ Whatever happens further in becomes a response with llmux's headers here, in the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import hdrs, web
@@ -59,7 +60,8 @@ _READING = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 _NO_KEY = frozenset({UnauthorizedError.code, TooManyAttemptsError.code})
 _NEVER = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
 WITHDRAW = "/llmux/withdraw/"  # for gateways
-TELL_MORE = frozenset({"/llmux/events", "/llmux/history"})  # shows more to operators
+EVENTS = "/llmux/events"
+TELL_MORE = frozenset({EVENTS, "/llmux/history"})  # shows more to operators
 HEADERS: web.RequestKey[list[tuple[str, str]]] = web.RequestKey("HEADERS", list)
 """Headers for the response of a handler that prepares it by itself."""
 OPERATOR: web.RequestKey[bool] = web.RequestKey("OPERATOR", bool)
@@ -132,6 +134,8 @@ class Front:
         self.port = switcher.config.port
         self._host = switcher.config.host  # changing it needs a restart
         self._keys = Keys()
+        self._readers: dict[int, web.Request] = {}  # of the streams of events
+        self._judging: set[asyncio.Task[None]] = set()
         self.configure(switcher.config)
 
     def configure(self, config: Config) -> None:
@@ -168,6 +172,10 @@ class Front:
         self._paths, self._origins, self._hosts = paths, origins, hosts
         self._keys.configure(config)
         self._reporting.access_log = config.access_log
+        for request in self._readers.values():
+            task = asyncio.get_running_loop().create_task(self._judge_again(request), name="llmux: a reader's key")
+            self._judging.add(task)
+            task.add_done_callback(self._judging.discard)
         return hosts
 
     def middleware(self) -> Middleware:
@@ -273,7 +281,8 @@ class Front:
             case Kind.OWN:
                 await self._authorize_own(request, context)
                 request[HEADERS] = [*context.headers, (QUEUE_SECONDS, "0.000")]
-                return _with_headers(await handler(request), context)
+                with self._follows(request, route):
+                    return _with_headers(await handler(request), context)
             case Kind.UPSTREAM:
                 context.holder, context.drop_headers = await self._keys.operator(request)
                 request[OPTIONS] = {}
@@ -357,9 +366,29 @@ class Front:
             if route.path in TELL_MORE:
                 request[OPERATOR] = await self._is_operator(request)
 
+    @contextlib.contextmanager
+    def _follows(self, request: web.Request, route: Route) -> Iterator[None]:
+        """Remember the reader of a stream of events, which may last longer than its key."""
+        if route.path == EVENTS:
+            self._readers[id(request)] = request
+        try:
+            yield
+        finally:
+            self._readers.pop(id(request), None)
+
+    async def _judge_again(self, request: web.Request) -> None:
+        """End a stream of events whose key is none any more, or no operator's."""
+        try:
+            await self._keys.client(request)
+            same = request[OPERATOR] == await self._is_operator(request)
+        except RequestError:
+            same = False
+        if not same and request.transport is not None:
+            request.transport.close()
+
     async def _refuse_surplus(self, request: web.Request, route: Route) -> None:
         """When there are too many connections, refuse all requests but health and operators'."""
-        if route.kind is Kind.OWN and route.path != "/llmux/events":  # a stream of events would last
+        if route.kind is Kind.OWN and route.path != EVENTS:  # a stream of events would last
             if route.path in OPEN_PATHS:
                 return
             if route.path.startswith("/llmux/") and await self._is_operator(request):

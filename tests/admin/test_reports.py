@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.harness.waiting import PATIENCE
 from tests.server.house import held, until
 
 CHAT = "/v1/chat/completions"
@@ -54,6 +55,25 @@ async def test_a_report_comes_at_once_and_when_something_changes(house):
     assert leased["models"]["a"]["expected_wait"] is None
     await house.ask("DELETE", "/llmux/lease")
     assert not (await reports.until(lambda report: not report["leased"]))["leased"]
+
+
+async def test_a_stream_of_events_ends_with_its_key(house):
+    old, kept, root = {"name": "g", "key": "old"}, {"name": "k", "key": "kept"}, "root"
+    await house.open(api_keys=[old, kept], admin_key=root)
+    streams = {
+        key: await house.begin("GET", f"/llmux/events?{what}", X_API_Key=key)
+        for key, what in (("old", "report=60s"), ("kept", "report=60s"), (root, "every=60s"))
+    }
+    for line in streams.values():
+        assert (await line.head()).status == 200
+        await line.reader.readuntil(b"\n\n")
+    house.front.configure(house.config("a b", api_keys=[kept, "root"], admin_key="other"))
+    for key in ("old", root):  # the latter is a client's now, and may not read what hooks print
+        await asyncio.wait_for(streams[key].closed(), PATIENCE)
+    assert (await house.ask("POST", CHAT, {"model": "a"}, X_API_Key="kept")).status == 200
+    assert (await Reports(streams["kept"]).until(lambda report: report["models"]["a"]["phase"] == "awake"))[
+        "ready"
+    ]
 
 
 async def test_it_is_told_again_and_again(house):

@@ -380,6 +380,26 @@ async def test_a_wrong_key_at_a_host_is_said(door):
     assert int(reply.headers["retry-after"]) > 0
 
 
+async def test_a_host_that_takes_the_key_no_longer_gets_nothing_until_it_does(door):
+    def keys(key):
+        return {"api_keys": [{"name": "gateway", "key": key, "gateway": True}]}
+
+    told = {}
+    for name in ("one", "two"):
+        await door.host(name, "a", **keys("old"))
+        told[name] = {"url": f"http://127.0.0.1:{door.hosts[name].port}", "key": "old"}
+    gateway = await door.open_gateway(told)
+    name = (await ask(door)).headers["x-llmux-host"]
+    other, host, there = "two" if name == "one" else "one", gateway.hosts[name], door.hosts[name]
+    there.front.configure(there.config("a", **keys("new")))
+    await until(lambda: "wants another key: see `hosts.NAME.key`" in host.trouble)
+    for _ in range(3):
+        reply = await ask(door)
+        assert (reply.status, reply.headers["x-llmux-host"]) == (200, other)
+    there.front.configure(there.config("a", **keys("old")))
+    await until(lambda: gateway.state(host) == "ready")
+
+
 # ---- progress
 
 
