@@ -61,6 +61,7 @@ LONGEST_FIRST = (
     "acceptance/test_accounts.py",
     "server/test_responses.py",
     "targets/test_remotes.py",
+    "targets/test_failover.py",
     "fleet/test_fleet_simulation.py",
     "proxy/test_proxy_faults.py",
     "fleet/test_store_embedded.py",

@@ -235,3 +235,25 @@ def then(data: bytes, after: Says = cut) -> Says:
             await after(host, writer)
 
     return both
+
+
+OPEN = {"remotes_for_all": True}
+SOON = {"first_byte": "200ms", "idle": "200ms"}
+
+
+async def opened(house: Any, host: RemoteHost, certificates: Certificates, models: Any = "a", **more: Any) -> None:
+    given = more.pop("remote", {})
+    remotes = {"r": host.settings(ca=certificates.authority, **given)}
+    await house.open(models, remotes=remotes, **(OPEN | more))
+
+
+async def broken(house: Any, model: str) -> tuple[Any, bytes]:
+    """Ask for a stream that breaks off; return its head, and what came before its connection's end."""
+    line = await house.begin("POST", "/v1/chat/completions", {"model": model, "stream": True})
+    return await line.head(), await line.closed()
+
+
+def chunk(text: str) -> bytes:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+    document = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "x", "choices": [choice]}
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
