@@ -207,8 +207,8 @@ def _check_virtual(name: str, virtual: VirtualConfig, known: set[str]) -> Iterat
 
 
 def _check_cycles(config: "Config") -> Iterator[Problem]:
-    """Yield virtual models that lead to themselves, each cycle once."""
-    done: set[str] = set()
+    """Yield virtual models that lead to themselves, each cycle once, and the first that is nested too deeply."""
+    longest: dict[str, tuple[str, ...]] = {}  # of each that is done: the longest way down from it
     for start in config.virtual:
         way: dict[str, None] = {}
         pending: list[tuple[str, bool]] = [(start, False)]
@@ -216,18 +216,19 @@ def _check_cycles(config: "Config") -> Iterator[Problem]:
             name, left = pending.pop()
             if left:
                 del way[name]
-                done.add(name)
+                below = (longest[target] for target in config.virtual[name].targets if target in longest)
+                longest[name] = down = (name, *max(below, key=len, default=()))
+                if len(down) > DEEPEST:
+                    yield Problem(
+                        ("virtual", name), f"is more than {DEEPEST} virtual models deep: {' → '.join(down)}"
+                    )
+                    return
             elif name in way:
                 names = list(way)
                 circle = [*names[names.index(name) :], name]
                 yield Problem(("virtual", name), f"chooses from itself: {' → '.join(circle)}; take one out")
-            elif name not in done and name in config.virtual:
+            elif name not in longest and name in config.virtual:
                 way[name] = None
-                if len(way) > DEEPEST:
-                    yield Problem(
-                        ("virtual", start), f"is more than {DEEPEST} virtual models deep: {' → '.join(way)}"
-                    )
-                    return
                 pending.append((name, True))
                 pending += [(target, False) for target in reversed(config.virtual[name].targets)]
 

@@ -96,6 +96,14 @@ class Resolution(NamedTuple):
     """The next targets if this one fails before it has answered: of each ``first`` that led to it."""
 
 
+class _Look(NamedTuple):
+    """One resolution under way. Virtual models may share targets: what each of these chose is kept until then."""
+
+    ask: Ask
+    view: View
+    chosen: dict[tuple[str, float], Resolution]  # by the name and the number drawn
+
+
 class Names:
     """The names of one configuration."""
 
@@ -108,6 +116,7 @@ class Names:
             name: [target for target in virtual.targets if target in config.virtual]
             for name, virtual in config.virtual.items()
         }
+        self._ends: dict[tuple[str, str | None], tuple[Target, ...]] = {}  # by the virtual model and the role
 
     def __contains__(self, name: str) -> bool:
         return name in self._targets or name in self._virtual
@@ -117,11 +126,11 @@ class Names:
         target = self._targets.get(name)
         if target is not None:
             return Resolution(target, Reason.NAMED if target.variant is None else Reason.VARIANT, (name,))
-        kept = ask.kept
+        kept, look = ask.kept, _Look(ask, view, {})
         if kept is not None and kept in self.targets(name, ask.role) and _keeps(self._virtual[name], kept, view):
-            return Resolution(kept, Reason.CONVERSATION, (name, kept.name), self._after(name, kept, ask, view))
-        found = self._choose(name, ask, view)
-        others = self._after(name, found.target, ask, view)
+            return Resolution(kept, Reason.CONVERSATION, (name, kept.name), self._after(name, kept, look))
+        found = self._decide(name, look)
+        others = self._after(name, found.target, look)
         return Resolution(found.target, found.reason, found.way, others) if others else found
 
     def targets(self, name: str, role: str | None = None) -> tuple[Target, ...]:
@@ -129,29 +138,40 @@ class Names:
         target = self._targets.get(name)
         if target is not None:
             return (target,)
-        found: dict[Target, None] = {}
-        for each in _rungs(self._virtual[name], role):
-            found |= dict.fromkeys(self.targets(each, role))
-        return tuple(found)
+        known = self._ends.get((name, role))
+        if known is None:
+            found: dict[Target, None] = {}
+            for each in _rungs(self._virtual[name], role):
+                found |= dict.fromkeys(self.targets(each, role))
+            known = self._ends[name, role] = tuple(found)
+        return known
 
-    def _choose(self, name: str, ask: Ask, view: View) -> Resolution:
+    def _choose(self, name: str, look: _Look) -> Resolution:
         target = self._targets.get(name)
         if target is not None:
             return Resolution(target, Reason.FIRST, (name,))
+        at = name, look.ask.draw
+        known = look.chosen.get(at)
+        if known is None:
+            known = look.chosen[at] = self._decide(name, look)
+        return known
+
+    def _decide(self, name: str, look: _Look) -> Resolution:
         virtual = self._virtual[name]
         match virtual.kind:
             case "awake":
-                chosen, reason = self._awake(virtual.targets, ask, view)
+                chosen, reason = self._awake(virtual.targets, look)
             case "first":
-                chosen, reason = self._first(virtual.targets, ask, view)
+                chosen, reason = self._first(virtual.targets, look)
             case "ladder":
-                chosen, reason = self._ladder(_rungs(virtual, ask.role), ask, view)
+                chosen, reason = self._ladder(_rungs(virtual, look.ask.role), look)
             case _:
-                chosen, reason = self._choose(*self._share(name, virtual, ask, view), view), Reason.SPLIT
+                chosen, reason = self._choose(*self._share(name, virtual, look)), Reason.SPLIT
         return Resolution(chosen.target, reason, (name, *chosen.way))
 
-    def _awake(self, names: Sequence[str], ask: Ask, view: View) -> tuple[Resolution, Reason]:
-        each = [self._choose(name, ask, view) for name in names]
+    def _awake(self, names: Sequence[str], look: _Look) -> tuple[Resolution, Reason]:
+        view = look.view
+        each = [self._choose(name, look) for name in names]
         for one in each:
             if view.awake(one.target.model):
                 return one, Reason.AWAKE
@@ -160,49 +180,49 @@ class Names:
         for one in each:
             if view.waking(one.target.model):
                 return one, Reason.WAKING
-        return self._first(names, ask, view)
+        return self._first(names, look)
 
-    def _first(self, names: Sequence[str], ask: Ask, view: View) -> tuple[Resolution, Reason]:
+    def _first(self, names: Sequence[str], look: _Look) -> tuple[Resolution, Reason]:
         for name in names:
-            one = self._choose(name, ask, view)
-            if view.wait(one.target.model) is not None:
+            one = self._choose(name, look)
+            if look.view.wait(one.target.model) is not None:
                 return one, Reason.FIRST
-        name = next((name for name in names if self._leads(name, ask, view)), names[0])
-        return self._choose(name, ask, view), Reason.NONE_SERVES
+        name = next((name for name in names if self._leads(name, look)), names[0])
+        return self._choose(name, look), Reason.NONE_SERVES
 
-    def _ladder(self, rungs: Sequence[str], ask: Ask, view: View) -> tuple[Resolution, Reason]:
-        each = [self._choose(name, ask, view) for name in rungs]
+    def _ladder(self, rungs: Sequence[str], look: _Look) -> tuple[Resolution, Reason]:
+        each = [self._choose(name, look) for name in rungs]
         for one in each:
-            if view.awake(one.target.model):
+            if look.view.awake(one.target.model):
                 return one, Reason.AWAKE
-        costs = [_cost(one.target.model, view) for one in each]
+        costs = [_cost(one.target.model, look.view) for one in each]
         best = min(range(len(each)), key=lambda index: (*costs[index], index))
-        return self._first(rungs, ask, view) if math.isinf(costs[best][0]) else (each[best], Reason.SHORTEST_WAIT)
+        return self._first(rungs, look) if math.isinf(costs[best][0]) else (each[best], Reason.SHORTEST_WAIT)
 
-    def _after(self, name: str, chosen: Target, ask: Ask, view: View) -> tuple[Target, ...]:
+    def _after(self, name: str, chosen: Target, look: _Look) -> tuple[Target, ...]:
         """Return the next targets after a chosen one: of the ``first`` that led to it, then of those around it."""
         virtual = self._virtual[name]
         in_order = virtual.kind == "first"
         among = virtual.targets if in_order else self._within[name]
-        led = next((each for each in among if chosen in self.targets(each, ask.role)), None)
-        after = () if led is None or led in self._targets else self._after(led, chosen, ask, view)
+        led = next((each for each in among if chosen in self.targets(each, look.ask.role)), None)
+        after = () if led is None or led in self._targets else self._after(led, chosen, look)
         if in_order:
             place = 0 if led is None else virtual.targets.index(led) + 1
-            each = [self._choose(target, ask, view).target for target in virtual.targets[place:]]
-            after += tuple(target for target in each if target != chosen and view.allowed(target.model))
+            each = [self._choose(target, look).target for target in virtual.targets[place:]]
+            after += tuple(target for target in each if target != chosen and look.view.allowed(target.model))
         return tuple(dict.fromkeys(after))
 
-    def _leads(self, name: str, ask: Ask, view: View) -> bool:
+    def _leads(self, name: str, look: _Look) -> bool:
         """Whether the request may go to one of the targets of a name."""
-        return any(view.allowed(end.model) for end in self.targets(name, ask.role))
+        return any(look.view.allowed(end.model) for end in self.targets(name, look.ask.role))
 
-    def _share(self, name: str, virtual: VirtualConfig, ask: Ask, view: View) -> tuple[str, Ask]:
+    def _share(self, name: str, virtual: VirtualConfig, look: _Look) -> tuple[str, _Look]:
         """Return the target of a share: always the same one for the same key or conversation.
 
-        A share that the request may not have goes to the others, which keep their own requests. The ``Ask`` is for
-        a choice within the target.
+        A share that the request may not have goes to the others, which keep their own requests. A choice
+        within the target has a number of its own.
         """
-        weights = virtual.split
+        weights, ask = virtual.split, look.ask
         assert weights is not None
         holder = ask.key if virtual.sticky == "key" and ask.key is not None else ask.conversation
         draw = ask.draw
@@ -210,10 +230,11 @@ class Names:
             digest = blake2b(f"{name}\0{holder}".encode(errors="surrogatepass"), digest_size=8).digest()
             draw = int.from_bytes(digest) / 2**64
         target, draw = _drawn(weights, draw)
-        if not self._leads(target, ask, view):
-            others = {each: weight for each, weight in weights.items() if self._leads(each, ask, view)}
+        if not self._leads(target, look):
+            others = {each: weight for each, weight in weights.items() if self._leads(each, look)}
             target, draw = _drawn(others or weights, draw)
-        return target, ask if holder is not None or target in self._targets else replace(ask, draw=draw)
+        same = holder is not None or target in self._targets
+        return target, look if same else look._replace(ask=replace(ask, draw=draw))
 
 
 def _rungs(virtual: VirtualConfig, role: str | None) -> tuple[str, ...]:

@@ -114,10 +114,12 @@ def test_a_floor_for_a_role_that_does_not_exist(refused):
     assert line == "config.yaml:15: virtual.v.floor.fre: 'fre' is not one of `roles`: free"
 
 
-def test_nesting_has_an_end(refused):
-    deep = "\n          ".join(f"v{n}: {{first: [v{n + 1}]}}" for n in range(12)) + "\n          v12: {first: [q]}"
-    [line] = refused(virtual(deep))
-    assert line.startswith("config.yaml:15: virtual.v0: is more than 8 virtual models deep: v0 → v1 →")
+@pytest.mark.parametrize(("order", "line"), [(range(12), 19), (range(11, -1, -1), 22)])
+def test_nesting_has_an_end_whatever_the_order(refused, order, line):
+    deep = "\n          ".join([*(f"v{n}: {{first: [v{n + 1}, q]}}" for n in order), "v12: {first: [q]}"])
+    [said] = refused(virtual(deep))
+    way = " → ".join(f"v{n}" for n in range(4, 13))
+    assert said == f"config.yaml:{line}: virtual.v4: is more than 8 virtual models deep: {way}"
 
 
 def test_where_a_virtual_model_may_end(read):

@@ -333,3 +333,30 @@ def test_a_first_within_another_fails_over_only_to_where_the_request_may_go():
     what = names(v={"split": {"safe": 1}}, safe={"first": ["big", "mid", FAR, "small"]})
     found = what.resolve("v", Ask(), Seen(up=("big", "small"), only_up=True))
     assert (found.target.name, [each.name for each in found.others]) == ("big", ["small"])
+
+
+class Counted(Seen):
+    """The same, counting how often a model is looked at."""
+
+    looks = 0
+
+    def awake(self, model):
+        self.looks += 1
+        return super().awake(model)
+
+    def wait(self, model):
+        self.looks += 1
+        return super().wait(model)
+
+
+@pytest.mark.parametrize("kind", ["awake", "first", "ladder"])
+def test_a_lattice_of_virtual_models_is_not_walked_on_each_of_its_ways(kind):
+    """Six levels of three, each of which chooses from all of the next: 729 ways lead down."""
+    level, virtual = list(MODELS), {}
+    for at in range(6):
+        virtual |= {f"v{at}{place}": {kind: level} for place in range(3)}
+        level = [f"v{at}{place}" for place in range(3)]
+    what, seen = names(**virtual), Counted(waits=dict.fromkeys(MODELS))
+    found = what.resolve("v50", Ask(), seen)
+    assert (found.target.name, found.reason) == ("big", Reason.NONE_SERVES)
+    assert seen.looks < 300
