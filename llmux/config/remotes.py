@@ -191,6 +191,11 @@ class RemoteConfig(Section):
         return parse_address(self.url)
 
     @property
+    def deprecates_max_tokens(self) -> bool:
+        """Whether it is OpenAI: some of its models refuse `max_tokens`, all take `max_completion_tokens`."""
+        return f".{self.address.host.lower()}".endswith(".api.openai.com")
+
+    @property
     def secret(self) -> str | None:
         """The key, from wherever it is. ValueError if its file is gone."""
         if self.key_file is not None:

@@ -43,7 +43,7 @@ from llmux.config.setting_types import (
     Word,
     parse_address,
 )
-from llmux.config.targets import VirtualConfig, lacks_a_dialect, leaves
+from llmux.config.targets import Spoken, VirtualConfig, lacks_a_dialect, leaves
 from llmux.errors import ConfigError
 
 WITH_SECS = ("request_timeout", "max_wait", "min_active", "drain_timeout")
@@ -530,12 +530,14 @@ class Config(Whole):
         return frozenset(name for name, model in self.models.items() if lacks_a_dialect(model.apis))
 
     @property
-    def spoken(self) -> Mapping[str, tuple[frozenset[str], bool]]:
-        """The `apis` of the models that state them, where relevant; and whether translation may lose anything."""
+    def spoken(self) -> Mapping[str, Spoken]:
+        """The `apis` of the models that state them, where relevant, and how requests are translated into these."""
         here = {name: self.models[name] for name in self.translated}
         there = {name: self.remotes[remote] for name, (remote, _) in self.remote_models.items()}
         return {
-            name: (frozenset(each.apis), each.lossy)
+            name: Spoken(
+                frozenset(each.apis), each.lossy, isinstance(each, RemoteConfig) and each.deprecates_max_tokens
+            )
             for name, each in (here | there).items()
             if each.apis is not None
         }

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
@@ -71,6 +71,14 @@ _DIALECTS = frozenset({"chat", "messages", "responses"})
 def lacks_a_dialect(apis: tuple[str, ...] | None) -> bool:
     """Return whether an engine with these (None: all) speaks some dialects of conversations, but not all."""
     return apis is not None and bool(_DIALECTS.intersection(apis)) and not _DIALECTS.issubset(apis)
+
+
+class Spoken(NamedTuple):
+    """The `apis` of an engine, and how requests are translated into these."""
+
+    apis: frozenset[str] | None = None  # None: everything
+    lossy: bool = False
+    deprecates_max_tokens: bool = False  # it takes `max_completion_tokens` in its place
 
 
 FieldName = Annotated[str, AfterValidator(_field), Word("field")]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from llmux.config import Config
+from llmux.config.targets import Spoken
 from llmux.errors import BadRequestError
 from llmux.extract import SLICE, Body, BodyBudget, ModelField, ModelScanner
 from llmux.extract.body import Store
@@ -17,7 +17,7 @@ from llmux.proxy.translated import TranslatingRelay
 from llmux.targets.codecs import Dialect, Translation
 
 DROPPED = "X-LLMux-Dropped"
-_EVERYTHING = (None, False)
+_EVERYTHING = Spoken()
 _LONGEST = 1000  # characters of that header
 
 # Which of an engine's dialects loses least.
@@ -33,7 +33,7 @@ class Translating:
 
     def __init__(self, config: Config, budget: BodyBudget) -> None:
         self._budget = budget
-        self._spoken: Mapping[str, tuple[frozenset[str] | None, bool]] = config.spoken
+        self._spoken = config.spoken
 
     def fit(self, context: RequestContext, body: Body | None) -> Body | None:
         """Return the request in a dialect that its model's engine speaks; unchanged if that is its own.
@@ -42,7 +42,7 @@ class Translating:
         """
         assert context.model is not None
         context.headers = [field for field in context.headers if field[0] != DROPPED]
-        spoken, lossy = self._spoken.get(context.model, _EVERYTHING)
+        spoken, lossy, deprecates_max_tokens = self._spoken.get(context.model, _EVERYTHING)
         path = DIALECTS.get(context.route.path)
         if path is None or spoken is None or path in spoken or body is None:
             return body
@@ -54,6 +54,8 @@ class Translating:
         document.setdefault("model", context.model)
         translation = Translation(client, engine, lossy=lossy)
         translated = translation.request(document)
+        if deprecates_max_tokens and engine is Dialect.CHAT and "max_tokens" in translated:
+            translated["max_completion_tokens"] = translated.pop("max_tokens")
         if translation.dropped:
             context.headers.append((DROPPED, _listed(translation.dropped)))
         return self._made(translated, translation)

@@ -7,6 +7,7 @@ import contextlib
 import email.utils
 import json
 import shutil
+import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmux.proxy.guarded import MOST_HELD, end_of_events, retry_after_of
-from llmux.upstream import ResponseHead
+from llmux.upstream import ResponseHead, names
 from tests.harness.sdks import anthropic_client, openai_client
 from tests.server.house import HOST, until
 from tests.targets.remote_host import (
@@ -111,6 +112,32 @@ async def test_what_a_remote_does_not_speak_is_translated_or_refused(house, host
     reply = await house.ask("POST", "/v1/embeddings", {"model": "r/m"})
     assert (reply.status, reply.error["code"]) == (400, "api_not_spoken")
     assert len(host.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("api.openai.com", "max_completion_tokens"),
+        ("eu.api.openai.com", "max_completion_tokens"),
+        ("api.openai.com.example", "max_tokens"),
+    ],
+)
+async def test_openai_itself_is_told_the_limit_as_all_of_its_models_take_it(house, monkeypatch, name, field):
+    found = socket.getaddrinfo
+
+    def find(host, port, **more):
+        return found(HOST if host == name else host, port, **more)
+
+    monkeypatch.setattr(names.socket, "getaddrinfo", find)
+    async with RemoteHost() as host:
+        remote = host.settings(url=host.url.replace("localhost", name), apis=["chat"])
+        await house.open(remotes={"r": remote}, **OPEN)
+        body = {"model": "r/m", "max_tokens": 9, "messages": [{"role": "user", "content": "hi"}]}
+        for path in ("/v1/messages", "/v1/chat/completions"):
+            assert (await house.ask("POST", path, body)).status == 200
+        translated, as_it_is = (asked.json() for asked in host.asked)
+    assert [each for each in translated if each.startswith("max_")] == [field]
+    assert translated[field] == as_it_is["max_tokens"] == 9
 
 
 @pytest.mark.parametrize("status", ["404 Not Found", "405 Not Allowed", "501 Not Implemented"])
