@@ -39,6 +39,7 @@ from llmux.middleware.progress import HEADER, INTERIM, InBody, Interim, dialect_
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
 from llmux.proxy.aiohttp_client import AiohttpClient
 from llmux.proxy.early_response import EarlyResponse, RefusedByEngineError, ResumedRelay
+from llmux.proxy.heads import ACCEPT_ENCODING
 from llmux.proxy.heads import REFUSED as REFUSED_FIELD
 from llmux.proxy.relay import Relay
 from llmux.runtime.requests import WITHDRAWN
@@ -419,8 +420,8 @@ def _exchange(request: web.Request, context: RequestContext, host: Host, body: B
     """Return a request as it goes to a host."""
     drop, added = changes_for(host, context.key)
     drop |= context.drop_headers
-    if isinstance(context.channel, InBody):  # an answer that has begun goes on uncompressed
-        drop |= {b"accept-encoding"}
+    if isinstance(context.channel, InBody) or context.counted:  # as on a host
+        drop |= ACCEPT_ENCODING
     return Exchange(
         address=host.address,
         method=request.method,

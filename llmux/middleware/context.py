@@ -133,7 +133,7 @@ class RequestContext:
 
     @property
     def counted(self) -> bool:
-        """Whether the events of its answer are counted, though no reader asked for it."""
+        """Whether its answer is read for what it costs, and its events are counted without a reader of these."""
         return self.passed is not None or self._reporting.switcher.accounts is not None
 
     @property

@@ -168,6 +168,7 @@ class KnownHead:
         "_host",
         "_length",
         "_lines",
+        "_without",
         "anthropic",
         "given_id",
         "grant",
@@ -185,11 +186,12 @@ class KnownHead:
         holder: Holder | None,
         names: Mapping[str, str],
         grant: Grant | None = None,
+        without: frozenset[bytes] = frozenset(),
     ) -> None:
         """``dropped``: the lines of the head that must not go on; ``holder``: that of its key.
 
         ``names`` are those for which requests with it can be served here, and their models; ``grant`` is what
-        its key may use, if that is counted.
+        its key may use, if that is counted. ``without`` are other fields that do not go on, in lower case.
         """
         self.names = names
         self.route = route
@@ -199,6 +201,7 @@ class KnownHead:
         self.given_id = head.given_id
         self.last = head.last
         self._lines = [b"" if at in dropped else line + b"\r\n" for at, line in enumerate(head.lines)]
+        self._without = without
         self._host = head.host
         self._length = head.length
         self._ends: dict[object, _Around] = {}  # by the engine's Host, or by what else it is for
@@ -235,6 +238,7 @@ class KnownHead:
     def _make(
         self, place: object, host: bytes, without: frozenset[bytes], added: Sequence[tuple[bytes, bytes]]
     ) -> _Around:
+        without |= self._without
         lines = [b"" if line.partition(b":")[0].lower() in without else line for line in self._lines]
         lines[self._host] = lines[self._host][:-2] + b": " + host + b"\r\n"
         at = self._length

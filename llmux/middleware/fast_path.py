@@ -39,6 +39,7 @@ from llmux.middleware.origin import Hosts
 from llmux.middleware.paths import ForwardedPaths, Kind
 from llmux.proxy import ClientGoneError, Exchange, ExtraFields, Forwarder
 from llmux.proxy.envelope import refusal, refused_too_often
+from llmux.proxy.heads import ACCEPT_ENCODING
 from llmux.proxy.relay import Flow, Relay, Tunnel
 from llmux.upstream import (
     EngineActivity,
@@ -199,7 +200,8 @@ class FastPath:
                 return None
         name = None if holder is None or holder.operator else holder.name
         grant = None if self._gate is None or name is None else self._grant(self._gate, name)
-        return KnownHead(head, route, dropped, holder, self._names(name, route.path), grant)
+        without = ACCEPT_ENCODING if grant is not None or self._switcher.accounts is not None else frozenset()
+        return KnownHead(head, route, dropped, holder, self._names(name, route.path), grant, without)
 
     def _grant(self, gate: Gate, key: str) -> Grant | None:
         """Return a key's grant if its requests have to pass the gate."""

@@ -32,6 +32,7 @@ from llmux.middleware.rewriting import MARKS, Rewritten, rename_in_query
 from llmux.proxy import ClientGoneError, Exchange, Forwarder, RelayFactory
 from llmux.proxy.aiohttp_client import TAP
 from llmux.proxy.early_response import EarlyResponse
+from llmux.proxy.heads import ACCEPT_ENCODING
 from llmux.runtime import Switcher
 from llmux.upstream import EngineRefusedError, engine_address
 
@@ -383,8 +384,10 @@ class ModelHandler:
         relay = request.get(RELAY)
         if isinstance(body, Rewritten):
             target, relay = body.target, body.relay
-        if early is not None or relay is not None:  # an answer that has begun goes on uncompressed
-            drop |= {b"accept-encoding"}
+        # An answer that has begun goes on uncompressed, and one that is read for what it costs has to be.
+        counted = context.counted and context.route.kind is Kind.FORWARD
+        if early is not None or relay is not None or counted:
+            drop |= ACCEPT_ENCODING
         exchange = context.exchange = Exchange(
             address=engine_address(definition.host, definition.port, definition.tls, definition.base_path),
             method=request.method,

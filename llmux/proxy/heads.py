@@ -28,6 +28,8 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
+ACCEPT_ENCODING = frozenset({b"accept-encoding"})
+"""Not passed on where llmux has begun the answer itself, or reads it for what it costs: it comes plain."""
 # In a request these are replaced or dropped as well.
 _SPECIAL_IN_REQUESTS = HOP_BY_HOP | {b"host", b"content-length", b"x-request-id", b"expect"}
 # aiohttp's parser leaves HTTP for these protocols only; any other Upgrade is an offer that llmux declines.

@@ -104,6 +104,19 @@ async def test_tokens_are_limited_by_what_answers_had(house):
     assert left[3] > 1100
 
 
+@pytest.mark.parametrize("padding", [0, MOST])
+async def test_an_answer_that_is_counted_is_not_asked_for_in_a_compressed_form(house, padding):
+    roles = {"free": {"limits": {"tokens": "99000000/d"}}}
+    await house.open(models=MODELS, roles=roles, api_keys=keys(role="free"))
+    for key in ("alice", "bob", "alice"):
+        asked = {"Authorization": f"Bearer key-of-{key}", "Accept-Encoding": "gzip, br", "Accept": "*/*"}
+        reply = await house.ask("POST", CHAT, {"model": "small-1", "padding": "x" * padding}, **asked)
+        assert reply.status == 200
+    codings = [b"\r\nAccept-Encoding: gzip, br\r\n" in head for head in house.engine.heads]
+    assert codings == [False, True, False]
+    assert all(b"\r\nAccept: */*\r\n" in head for head in house.engine.heads)
+
+
 async def test_so_many_at_once(house):
     await house.open(models=MODELS, api_keys=keys(limits={"concurrent": 2}))
     lines = [

@@ -184,6 +184,16 @@ async def test_a_wait_that_cannot_be_is_none(door, puppet, tmp_path, queued):
     assert budget.reserved == gateway.handler.gate._balances["alice"].running == 0
 
 
+@pytest.mark.usefixtures("both_ways")
+async def test_an_answer_that_is_counted_is_not_asked_for_in_a_compressed_form(door, puppet):
+    puppet.does = [answer(b"ok")] * 2
+    keys = [{"name": "alice", "key": "one", "limits": {"tokens": "9000/d"}}, {"name": "bob", "key": "two"}]
+    await door.open_gateway({"one": puppet.url}, api_keys=keys)
+    for key in ("one", "two"):
+        await door.raw(request(Authorization=f"Bearer {key}", Accept_Encoding="gzip"))
+    assert [b"Accept-Encoding: gzip" in sent for sent in puppet.requests] == [False, True]
+
+
 async def test_one_that_goes_to_another_host_passes_its_limits_once(door, puppet, other, fast):
     puppet.does = [answer(b"{}", "X-LLMux-Refused: queue_full", status="429 No")]
     other.does = [answer(b"ok")]
