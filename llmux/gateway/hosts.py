@@ -43,6 +43,7 @@ from llmux.upstream.engine import EngineLostError, EngineProtocolError
 SILENCE = 6.0  # seconds, and three reports at least
 FIRST, LONGEST = 0.25, 5.0  # seconds between two attempts to follow a host
 PATIENCE = 5.0  # seconds that a query to a host may take
+LIST_PATIENCE = 1.0  # seconds that a list of models waits for those of hosts that have just reported
 _LARGEST = 4 << 20  # bytes of one event, or of an answer
 _OK = 200
 
@@ -114,6 +115,8 @@ class Host:
         self.instance = ""  # of the llmux that reports
         self.mistaken = ""  # what was wrong with its last report, logged once
         self.entries: Mapping[str, Mapping[str, Any]] = {}  # of its ``/v1/models``, by id
+        self.listed: Mapping[str, str] | None = None  # the names that it had when these were asked for
+        self.listing: asyncio.Task[None] | None = None  # asks for them
         self.measured: frozenset[str] = frozenset()  # the models whose wake was measured there
         self.wakes = 0  # models that woke, as far as reports told
         self._woke: deque[float] = deque(maxlen=1000)
@@ -171,6 +174,7 @@ class Hosts:
         self._wakes: dict[str, dict[str, float]] = {}  # model → host → seconds of a wake, as measured there
         self._following: dict[str, asyncio.Task[None]] = {}
         self._probes: set[asyncio.Task[None]] = set()
+        self._differing: dict[str, dict[str, str]] = {}  # names of another model on some hosts → that, by the host
         self.on_names: Callable[[Iterable[str]], None] = lambda _models: None
         dispatcher.on_probe = self.probe
         dispatcher.on_withdraw = self.withdraw
@@ -226,6 +230,15 @@ class Hosts:
         for host in reversed(self.all()):
             self.known.update(host.names)
         self._virtual = frozenset[str]().union(*(host.virtual for host in self.all()))
+        differing: dict[str, dict[str, str]] = {}
+        for host in self.all():
+            if not host.names.items() <= self.known.items():  # hardly ever
+                for name in host.names.keys() - self._virtual:
+                    if host.names[name] != self.known[name]:
+                        differing.setdefault(name, {})[host.name] = host.names[name]
+        for name in sorted(name for name in differing if self._differing.get(name) != differing[name]):
+            self._log.emit("names_differ", name=name, model=self.known[name], others=differing[name])
+        self._differing = differing
 
     def model_of(self, name: str) -> str | None:
         """Return the model that serves a name; None if no host has reported that it knows it."""
@@ -328,11 +341,12 @@ class Hosts:
                 self._log.emit("report_refused", host=host.name, instance="", reason=wrong)
             return
         host.mistaken = ""
-        if (names, virtual, unlisted) != (host.names, host.virtual, host.unlisted) or not host.entries:
-            self._start(self._list(host), f"llmux: models of {host.name}")
+        if (names, virtual, unlisted) != (host.names, host.virtual, host.unlisted):
             host.names, host.virtual, host.unlisted = names, virtual, unlisted
             self._index()
             self._dispatcher.rename(self.known)
+        if host.listed is not host.names and (host.listing is None or host.listing.done()):
+            host.listing = self._start(self._list(host), f"llmux: models of {host.name}")
         host.version = str(document.get("version", ""))
         host.reported(report, self._dispatcher.now())
         self.on_names(report.models)
@@ -408,15 +422,25 @@ class Hosts:
             await self.ask(host, "POST", f"/llmux/withdraw/{quote(request_id, safe='')}")
 
     async def _list(self, host: Host) -> None:
-        """Request the entries of a host's models."""
+        """Request the entries of a host's models. If that fails, the next report has it tried again."""
         with contextlib.suppress(EngineError, OSError, *NONSENSE):
-            answer = await self.ask(host, "GET", "/v1/models")
-            host.entries = {str(entry["id"]): dict(entry) for entry in json.loads(answer.body)["data"]}
+            while (names := host.names) is not host.listed:
+                answer = await self.ask(host, "GET", "/v1/models")
+                host.entries = {str(entry["id"]): dict(entry) for entry in json.loads(answer.body)["data"]}
+                host.listed = names
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    async def lists(self) -> None:
+        """Wait for the entries of models that hosts have only just reported, but not long."""
+        new = (host for host in self.all() if host.listed is not host.names and not host.lost)
+        tasks = [host.listing for host in new if host.listing is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=LIST_PATIENCE)
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._probes.add(task)
         task.add_done_callback(self._probes.discard)
+        return task
 
     async def _probe(self, host: Host) -> None:
         try:

@@ -208,6 +208,7 @@ class Views:
 
     async def models(self, request: web.Request) -> web.Response:
         """List what the hosts serve; a key sees what it may use."""
+        await self._gateway.hosts.lists()
         grant = request.get(GRANT)
         data = [entry for entry in model_entries(self._gateway) if grant is None or grant.allows(entry["id"])]
         return web.json_response({"object": "list", "data": data})
@@ -216,6 +217,7 @@ class Views:
         """Show one model, by any of its names."""
         name, grant = request.match_info["model"], request.get(GRANT)
         allowed = (lambda _name: True) if grant is None else grant.allows
+        await self._gateway.hosts.lists()
         for host in self._gateway.hosts.all() if allowed(name) else ():
             served = host.names.get(name)
             told = None if served is None else host.entries.get(name) or host.entries.get(served)

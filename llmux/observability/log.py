@@ -176,6 +176,11 @@ CATALOGUE: dict[str, LogEvent] = {
     # a gateway's hosts
     "host_followed": LogEvent(_INFO, "A host reports: its version and its models."),
     "host_lost": LogEvent(_WARNING, "A host does not report any more, or not yet; the gateway goes on trying."),
+    "names_differ": LogEvent(
+        _WARNING,
+        "A name stands for `model`, but for `others` on some hosts: a request for it is placed by the first, and "
+        "may be served by any. Give it one meaning.",
+    ),
     "host_ejected": LogEvent(_WARNING, "Nothing is sent to a host until it answers a probe, after `pause_secs`."),
     "host_restored": LogEvent(_INFO, "A host that was ejected takes requests again."),
     "host_broke_off": LogEvent(

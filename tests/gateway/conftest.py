@@ -127,6 +127,8 @@ class Puppet:
         self.silent = False
         self.saying: bytes | None = None  # in place of the report
         self.listed = b'{"data": []}'
+        self.lists = asyncio.Event()  # not set: it is asked for that, and does not answer yet
+        self.lists.set()
         self.port = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -171,6 +173,7 @@ class Puppet:
                     self.asked.append(head.partition(b"\r\n")[0])
                     if head.startswith(b"POST /llmux/withdraw/"):
                         self.withdrawn.set()
+                    await self.lists.wait()
                     said = self.listed
                     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):

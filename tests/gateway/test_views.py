@@ -14,10 +14,11 @@ from llmux.config.gateway import HostConfig
 from llmux.fleet.fleet_view import read_report
 from llmux.fleet.loading import load_route
 from llmux.fleet.placement import Rules
+from llmux.gateway import hosts
 from llmux.gateway.dispatcher import Dispatcher
 from llmux.gateway.hosts import Host, Hosts
 from llmux.observability.notices import EventLog
-from tests.gateway.conftest import ASLEEP
+from tests.gateway.conftest import ASLEEP, AWAKE
 from tests.server.house import held, until
 
 CHAT = "/v1/chat/completions"
@@ -52,6 +53,57 @@ async def test_the_list_of_models_is_the_union(door):
     assert (await door.ask("GET", "/v1/models/nothing")).error["code"] == "model_not_found"
     for also in ("/models", "/models/", "/v1/models/"):
         assert (await door.ask("GET", also)).json() == (await door.ask("GET", "/v1/models")).json()
+
+
+async def test_a_host_that_has_only_just_reported_is_listed(door, puppet):
+    puppet.lists.clear()
+    puppet.listed = json.dumps({"data": [{"id": "a", "object": "model"}]}).encode()
+    await door.open_gateway({"one": puppet.url})
+    both = [await door.begin("GET", f"/v1/models{name}") for name in ("", "/a")]
+    await until(lambda: "GET /v1/models" in str(puppet.asked))
+    puppet.lists.set()
+    whole, one = [(await line.reply()).json() for line in both]
+    assert [entry["id"] for entry in whole["data"]] == [one["id"]] == ["a"]
+
+
+async def test_a_host_that_does_not_answer_holds_up_no_list(door, puppet, monkeypatch):
+    monkeypatch.setattr(hosts, "LIST_PATIENCE", 0.01)
+    puppet.lists.clear()
+    await door.open_gateway({"one": puppet.url})
+    assert (await door.ask("GET", "/v1/models")).json()["data"] == []
+
+
+async def test_what_a_host_has_new_is_listed_though_it_could_not_say_so_at_first(door, puppet):
+    puppet.listed = b'{"data": [{"id": "a"}]}'
+    gateway = await door.open_gateway({"one": puppet.url})
+    await until(lambda: gateway.hosts["one"].entries)
+    puppet.listed = b"later"
+    puppet.report["models"]["b"], puppet.report["names"] = dict(AWAKE), {"a": "a", "b": "b"}
+    asked = len(puppet.asked)
+    await until(lambda: len(puppet.asked) > asked)
+    puppet.listed = b'{"data": [{"id": "a"}, {"id": "b"}]}'
+    await until(lambda: len(gateway.hosts["one"].entries) == 2)
+    asked, seq = len(puppet.asked), puppet.report["seq"]
+    await until(lambda: puppet.report["seq"] > seq + 3)
+    assert len(puppet.asked) == asked
+
+
+async def test_a_name_that_means_something_else_on_another_host_is_warned_of_once_a_change(door, puppet, other):
+    for host, model in ((puppet, "a"), (other, "b")):
+        host.report["models"]["b"] = dict(ASLEEP)
+        host.report["names"] = {"a": "a", "b": "b", "gpt": model, "any": model}
+        host.report["virtual"] = ["any"]  # that stands for what would serve it now
+    await door.open_gateway({"one": puppet.url, "two": other.url})
+    told = {"name": "gpt", "model": "a", "others": {"two": "b"}}
+    await until(lambda: door.log.named("names_differ") == [told])
+    other.report["names"] |= {"new": "a"}
+    await until(lambda: door.gateway.hosts.model_of("new"))
+    assert door.log.named("names_differ") == [told]
+    puppet.report["names"] |= {"gpt": "b"}
+    await until(lambda: door.gateway.hosts.model_of("gpt") == "b")
+    assert door.log.named("names_differ") == [told]
+    puppet.report["names"] |= {"gpt": "a"}
+    await until(lambda: door.log.named("names_differ") == [told, told])
 
 
 async def test_what_the_gateway_does_not_serve_is_not_listed(door):
