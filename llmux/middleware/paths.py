@@ -166,7 +166,12 @@ _ENDPOINT_TWICE = re.compile(
     r"(?:/v1)?/(chat/completions|completions|embeddings|messages|responses)/(?:v1/)?\1"
     r"|(?:/v1)?/(?:chat/completions|messages|responses)/(?:v1/)?models"
 )
-_OLLAMA = re.compile(r"/api/(?:chat|embed|embeddings|generate|ps|show|tags|version)")
+_FOREIGN = (
+    (re.compile(r"/api/(?:chat|embed|embeddings|generate|ps|show|tags|version)"), "Ollama's own"),
+    (re.compile(r"/openai/deployments/.*", re.DOTALL), "Azure's"),
+    (re.compile(r"/v1beta/models(?:/.*)?", re.DOTALL), "Gemini's own"),
+)
+_BROAD = frozenset({*DEFAULT_FORWARD, "/**"})  # that one of these matches a path does not show that it is meant
 _WITHOUT_VERSION = re.compile(r"/(?:audio|images|messages|moderations|realtime|responses)(?:/.*)?", re.DOTALL)
 OPEN_PATHS = frozenset({"/health", "/ready"})
 ADMIN_PREFIXES = ("/llmux/models/", "/llmux/requests/", "/llmux/lease", "/llmux/manual", "/llmux/fleet/")
@@ -268,7 +273,9 @@ class ForwardedPaths:
 
         What is ``without`` is refused, whatever ``globs`` say.
         """
+        globs = tuple(globs)
         self._allowed = _any_of(globs)
+        self._meant = _any_of(glob for glob in globs if glob not in _BROAD)
         self._without = _any_of(without)
         self._names = frozenset(names)
         self._name_segments = max((name.count("/") for name in self._names), default=0) + 1
@@ -321,7 +328,7 @@ class ForwardedPaths:
             return Route(Kind.REFUSED, path, reason=f"a control path ({entry.engine}): it {entry.effect}")
         if _OWN.fullmatch(path):
             return Route(Kind.OWN, path, raw_path)
-        twice = _twice(path)
+        twice = "" if self._meant.fullmatch(path) else _twice(path)
         if not twice and self._forwards(path):
             return Route(Kind.FORWARD, path, raw_path)
         if reading and path == _BARE_MODELS:
@@ -334,8 +341,9 @@ class ForwardedPaths:
 
     def _advice(self, path: str) -> str:
         """Return what a client's settings should be that asks for this path, "" if that is unknown."""
-        if _OLLAMA.fullmatch(path):
-            return "; it is of Ollama's own API: set the client to OpenAI's, with a base address that ends in /v1"
+        for paths, whose in _FOREIGN:
+            if paths.fullmatch(path):
+                return f"; it is of {whose} API: set the client to OpenAI's, with a base address that ends in /v1"
         at = path.find("/v1/")
         meant = f"/v1{path}" if _WITHOUT_VERSION.fullmatch(path) else path[at:] if at > 0 else ""
         if not meant or meant.startswith("/v1/v1/") or not (self._forwards(meant) or _OWN.fullmatch(meant)):

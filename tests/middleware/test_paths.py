@@ -149,7 +149,23 @@ def test_refused(target):
 def test_a_base_address_that_ends_with_the_version_is_named_and_wakes_nothing(target):
     route = PATHS.decide(target)
     assert (route.kind, "/v1 twice" in route.reason) == (Kind.REFUSED, True)
+    assert EVERYTHING.decide(target) == route
     assert PATHS.decide("/v1/v1").kind is Kind.FORWARD
+
+
+@pytest.mark.parametrize(
+    ("glob", "target"),
+    [
+        ("/v1/v1/**", "/v1/v1/messages"),
+        ("/v1/v1/messages", "/v1//v1/messages?beta=true"),
+        ("/v1/messages/messages", "/v1/messages/messages"),
+    ],
+)
+def test_what_the_configuration_itself_lists_is_forwarded_however_odd(glob, target):
+    for globs in ((*DEFAULT_FORWARD, glob), (glob,)):
+        assert ForwardedPaths(globs).decide(target).kind is Kind.FORWARD
+        assert ForwardedPaths(globs, without=[glob]).decide(target).kind is Kind.REFUSED
+        assert ForwardedPaths(globs).decide("/v1/v1/sleep").kind is Kind.REFUSED
 
 
 @pytest.mark.parametrize(
@@ -180,9 +196,16 @@ def test_what_is_below_an_endpoint_is_forwarded(target):
     assert PATHS.decide(target, "GET").kind is Kind.FORWARD
 
 
-@pytest.mark.parametrize("path", ["/api/tags", "/api/chat", "/api/generate", "/api/version", "/api/show"])
-def test_a_client_set_to_ollama_is_told_so(path):
-    assert "Ollama's own API" in PATHS.decide(path, "GET").reason
+@pytest.mark.parametrize(
+    ("path", "whose"),
+    [
+        *((f"/api/{each}", "Ollama's own") for each in ("tags", "chat", "generate", "version", "show")),
+        ("/openai/deployments/a/chat/completions?api-version=2024-10-21", "Azure's"),
+        ("/v1beta/models/a:streamGenerateContent?alt=sse", "Gemini's own"),
+    ],
+)
+def test_a_client_that_is_set_to_another_api_is_told_so(path, whose):
+    assert f"it is of {whose} API: set the client to OpenAI's" in PATHS.decide(path, "GET").reason
     assert EVERYTHING.decide(path, "GET").kind is Kind.FORWARD  # its engine may speak it
 
 
