@@ -264,7 +264,7 @@ class GuardedRelay(Guard):
 class TranslatingGuardedRelay(Guard, TranslatingRelay):
     """The same for an answer that the client gets in another dialect."""
 
-    __slots__ = ("_silent", "_watch")
+    __slots__ = ("_early", "_silent", "_watch")
 
     def __init__(
         self,
@@ -276,6 +276,7 @@ class TranslatingGuardedRelay(Guard, TranslatingRelay):
     ) -> None:
         TranslatingRelay.__init__(self, client, exchange, loop, translation)
         self._watch = watch
+        self._early = b""  # what only announces the answer
         self._silent = False  # the client has not been told that it is kept open
 
     def _keep_open(self) -> None:
@@ -284,16 +285,19 @@ class TranslatingGuardedRelay(Guard, TranslatingRelay):
             super()._keep_open()
 
     def let_go(self) -> None:
-        """Tell the client that it is kept open."""
-        if self._silent and not self._started:
+        """Pass on what has been held for long enough, or tell the client that it is kept open."""
+        if self._early:
+            data, self._early, self._watch.looked = self._early, b"", 0
+            super()._send(data)
+        elif self._silent and not self._started:
             self._keep_open()
 
     def _send(self, data: bytes) -> None:
-        stream = self._stream
-        if data and stream is not None and not self._started:
-            if not stream.failed:
-                self._watch.begun()
-            elif self._began_badly():
+        if data and self._stream is not None and not self._watch.judged:
+            data, self._early = self._early + data, b""
+            if not self._ready(data):
+                if not self.over:
+                    self._early = data
                 return
         super()._send(data)
 

@@ -228,6 +228,42 @@ async def test_what_announces_an_answer_is_passed_on_in_time_though_nothing_foll
         assert len(host.asked) == 1
 
 
+@pytest.mark.parametrize(
+    ("apis", "said", "path", "told"),
+    [
+        ("messages", STARTED, "/v1/responses", b"event: response.in_progress"),
+        ("responses", NOT_YET, "/v1/messages", b"event: message_start"),
+    ],
+)
+async def test_what_announces_an_answer_in_another_dialect_is_held_and_passed_on_in_time(
+    house, certificates, monkeypatch, apis, said, path, told
+):
+    async with (
+        RemoteHost(tls=certificates.context()) as first,
+        RemoteHost(tls=certificates.context()) as second,
+    ):
+        remotes = {
+            "r": first.settings(ca=certificates.authority, apis=[apis]),
+            "s": second.settings(ca=certificates.authority),
+        }
+        await house.open("a", remotes=remotes, virtual={"v": {"first": ["r/m", "s/m"]}}, **OPEN)
+
+        def body(text):  # of another conversation each time
+            given = {"messages": [{"role": "user", "content": text}], "input": text}
+            return {"model": "v", "stream": True, "max_tokens": 9, **given}
+
+        head = STREAM_HEAD + chunked(said)
+        for text, says in (("cut", then(head, cut)), ("ends", head + b"0\r\n\r\n")):
+            first.says = [says]
+            assert (await house.ask("POST", path, body(text))).headers["x-llmux-served-by"] == "s/m"
+        assert len(first.asked) == 2
+        monkeypatch.setattr(remote_module, "HELD_FOR", 0.05)
+        first.says = [then(head, hang)]
+        line = await house.begin("POST", path, body("hangs"))
+        assert (await line.head()).headers["x-llmux-served-by"] == "r/m"
+        await line.reader.readuntil(told)
+
+
 @pytest.mark.parametrize("kind", ["[]", "{}", "1", "null", '"\\ud800"'])
 @pytest.mark.parametrize("more", [{}, {"usage": "exact"}])
 async def test_an_event_of_no_kind_is_passed_on(house, host, certificates, kind, more):
