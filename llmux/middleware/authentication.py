@@ -397,9 +397,11 @@ class Keys:
             return let
         if not ring.guarded and is_control(request):
             return Authenticated(_THIS_HOST)
-        if await ring.ask(shown.values(), address_of(request)) is None:
+        await ring.ask(shown.values(), address_of(request))
+        let = self._recognized(shown)  # a reload may have removed the key meanwhile
+        if let.holder is None and ring.wanted:
             raise no_valid_key()
-        return self._recognized(shown)
+        return let
 
     def of_client(self, let: Authenticated, request: web.BaseRequest) -> Authenticated:
         """Return what was authenticated; for a gateway's key, that of its client, if it names one."""
@@ -427,11 +429,12 @@ class Keys:
             return let
         if let.holder is None or not let.holder.operator:
             unknown = [key for key in shown.values() if ring.recognize(key) is None]
-            holder = await ring.ask(unknown, address_of(request))
-            if holder is None or not holder.operator:
+            await ring.ask(unknown, address_of(request))
+            let = self._recognized(shown)
+            if let.holder is None or not let.holder.operator:
                 what = "No valid admin key" if let.holder is None else "This takes the admin key"
                 raise UnauthorizedError(f"{what}: {_HOW}.")
-        return self._recognized(shown)
+        return let
 
     async def shows_one(self, request: web.BaseRequest) -> bool:
         """Whether a request has any valid key. Raises TooManyAttemptsError."""

@@ -358,13 +358,13 @@ class Front:
             context.holder = (await self._keys.operator(request)).holder
             request[OPTIONS] = {}
         elif route.path not in OPEN_PATHS and not _is_page(request, route):
+            if route.path in TELL_MORE:  # first: it may wait, and a reload meanwhile may end the key
+                request[OPERATOR] = await self._is_operator(request)
             let = await self._keys.client(request)
             if route.path.startswith(WITHDRAW) and let.holder is not None and not let.may_withdraw:
                 raise ForbiddenError("This takes the key of a gateway: one with `gateway: true`.")
             if self.gate is not None and let.holder is not None and let.holder.name is not None:
                 request[GRANT] = self.gate.grants.get(let.holder.name)
-            if route.path in TELL_MORE:
-                request[OPERATOR] = await self._is_operator(request)
 
     @contextlib.contextmanager
     def _follows(self, request: web.Request, route: Route) -> Iterator[None]:
@@ -383,8 +383,8 @@ class Front:
             same = request[OPERATOR] == await self._is_operator(request)
         except RequestError:
             same = False
-        if not same and request.transport is not None:
-            request.transport.close()
+        if not same and id(request) in self._readers and request.transport is not None:
+            request.transport.abort()  # one that does not read would never see a proper close
 
     async def _refuse_surplus(self, request: web.Request, route: Route) -> None:
         """When there are too many connections, refuse all requests but health and operators'."""

@@ -76,6 +76,20 @@ async def test_a_stream_of_events_ends_with_its_key(house):
     ]
 
 
+async def test_a_stream_of_events_that_is_not_read_ends_with_its_key(house):
+    await house.open(api_keys=["old", "kept"])
+    line = await house.begin("GET", "/llmux/events?every=200ms", X_API_Key="old")
+    await line.head()
+    line.writer.transport.pause_reading()
+    [request] = house.front._readers.values()
+    request.transport.write(b" " * 2**23)  # more than the system takes
+    request.writer.buffer_size = 2**20  # the next event waits until that has been read
+    await until(lambda: request.protocol._drain_waiter is not None)
+    house.front.configure(house.config("a", api_keys=["kept"]))
+    await until(lambda: not house.front._readers)
+    line.abort()
+
+
 async def test_it_is_told_again_and_again(house):
     await house.open()
     reports = await listen(house, "?report=200ms")

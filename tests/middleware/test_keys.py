@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from argon2 import PasswordHasher
 
-from llmux.config.access import new_key
+from llmux.config.access import fits, new_key
 from llmux.middleware import authentication
+from tests.harness.waiting import PATIENCE
 from tests.server.house import message, until
 
 KEY, OTHER, ROOT = (new_key() for _ in range(3))
@@ -155,6 +157,49 @@ async def test_what_comes_through_a_proxy_is_not_from_this_machine(house, header
     reply = await house.ask("POST", "/llmux/models/a/wake", **{header: "127.0.0.1"})
     assert (reply.status, reply.error["code"]) == (403, "forbidden")
     assert (await house.ask("POST", "/llmux/models/a/wake")).status == 202
+
+
+@pytest.fixture
+def checked(monkeypatch):
+    """A check of a key that waits until it is set."""
+    done = threading.Event()
+    monkeypatch.setattr(authentication.Keyring.__init__, "__kwdefaults__", {"check": _waiting(done)})
+    yield done
+    done.set()
+
+
+def _waiting(done: threading.Event):
+    def check(key: bytes, text: str) -> bool:
+        return done.wait(PATIENCE) and fits(key, text)
+
+    return check
+
+
+async def test_a_key_that_a_reload_removes_as_it_is_found_lets_nothing_in(house, checked):
+    house.up("a")
+    await house.open(api_keys=[HASH, "plain"], admin_key=ROOT_HASH)
+    ring = house.front._keys.ring
+    for path, key in (("/v1/chat/completions", KEY), ("/llmux/lease", ROOT)):
+        checked.clear()
+        line = await house.begin("POST", path, {"model": "a"}, X_API_Key=key)
+        await until(lambda: ring._pending)
+        [task] = ring._pending.values()
+        task.add_done_callback(
+            lambda _: house.front.configure(house.config("a", api_keys=["plain"], admin_key="x"))
+        )
+        checked.set()
+        assert (await line.reply()).status == 401
+        house.front.configure(house.config("a", api_keys=[OTHER_HASH, "plain"], admin_key=ROOT_HASH))
+
+
+@pytest.mark.parametrize("path", ["/llmux/events", "/llmux/history"])
+async def test_a_key_that_a_reload_removes_while_another_is_looked_at_opens_no_stream(house, checked, path):
+    await house.open(api_keys=["old", "kept"], admin_key=ROOT_HASH)
+    line = await house.begin("GET", path, X_API_Key="old", Authorization="Bearer unknown")
+    await until(lambda: house.front._keys.ring._pending)
+    house.front.configure(house.config("a", api_keys=["kept"], admin_key=ROOT_HASH))
+    checked.set()
+    assert (await line.reply()).status == 401
 
 
 async def test_a_reload_changes_keys_at_once_also_after_a_request_on_the_fast_path(house):
