@@ -46,6 +46,7 @@ PATIENCE = 5.0  # seconds that a query to a host may take
 LIST_PATIENCE = 1.0  # seconds that a list of models waits for those of hosts that have just reported
 _LARGEST = 4 << 20  # bytes of one event, or of an answer
 _OK = 200
+_REFUSES_KEY = frozenset({401, 403})
 
 
 class Answer(NamedTuple):
@@ -113,6 +114,7 @@ class Host:
         self.trouble = "has not answered yet"  # empty: it is being followed
         self.lost = False  # the placement was told that
         self.instance = ""  # of the llmux that reports
+        self.refuses_key = False  # for its reports, so for requests, too
         self.mistaken = ""  # what was wrong with its last report, logged once
         self.entries: Mapping[str, Mapping[str, Any]] = {}  # of its ``/v1/models``, by id
         self.listed: Mapping[str, str] | None = None  # the names that it had when these were asked for
@@ -297,6 +299,9 @@ class Hosts:
             reader.end.add_done_callback(lambda _future: news.set())
             async with asyncio.timeout(PATIENCE):
                 await reader.head
+            refused, host.refuses_key = host.refuses_key, reader.status in _REFUSES_KEY
+            if refused and not host.refuses_key:
+                self.probe(host.name)
             if reader.status != _OK:
                 raise ValueError(_refusal(reader.status))
             while not reader.end.done() or buffer:
@@ -448,7 +453,9 @@ class Hosts:
         except (EngineError, OSError) as error:
             found: ev.Event = ev.HostUnreachable(host.name, words_of(error))
         else:
-            if answer.status == _OK:
+            if host.refuses_key:  # /ready takes none
+                found = ev.HostUnreachable(host.name, host.trouble)
+            elif answer.status == _OK:
                 found = ev.HostReachable(host.name)
             else:
                 found = ev.HostUnreachable(host.name, f"is not ready: /ready answered {answer.status}")

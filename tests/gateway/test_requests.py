@@ -393,6 +393,8 @@ async def test_a_host_that_takes_the_key_no_longer_gets_nothing_until_it_does(do
     other, host, there = "two" if name == "one" else "one", gateway.hosts[name], door.hosts[name]
     there.front.configure(there.config("a", **keys("new")))
     await until(lambda: "wants another key: see `hosts.NAME.key`" in host.trouble)
+    gateway.hosts.probe(name)  # which takes no key
+    await until(lambda: not gateway.hosts._probes)
     for _ in range(3):
         reply = await ask(door)
         assert (reply.status, reply.headers["x-llmux-host"]) == (200, other)
