@@ -327,10 +327,11 @@ class Store:
         try:
             return await self._redis.eval(script, len(keys), *keys, *values)
         except Exception as error:
-            kind, task = type(error).__name__, asyncio.current_task()
-            if kind not in {"ConnectionError", "ReadOnlyError"} or (task is not None and task.cancelling()):
+            closed, task = type(error).__name__ == "ConnectionError", asyncio.current_task()
+            replica = "READONLY" in str(error) or type(error).__name__ == "ReadOnlyError"  # Redis 6 quotes it
+            if not (closed or replica) or (task is not None and task.cancelling()):
                 raise
-            if kind == "ReadOnlyError" and (pool := getattr(self._redis, "connection_pool", None)) is not None:
+            if replica and (pool := getattr(self._redis, "connection_pool", None)) is not None:
                 await pool.disconnect(inuse_connections=False)  # the library would keep it
         return await self._redis.eval(script, len(keys), *keys, *values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 
 import pytest
@@ -201,6 +202,38 @@ async def test_after_a_failover_the_address_counts_and_not_the_connection(server
             each.close()
         proxy.close()
         master.close()
+
+
+REPLICA_6 = (
+    b"-ERR Error running script (call to f_1): @user_script:9: @user_script: 9: -READONLY You can't write\r\n"
+)
+
+
+async def test_a_replica_of_redis_6_is_left_too():
+    """It tells of it within the error of a script."""
+    asked = []
+
+    async def serve(reader, writer):
+        asked.append(0)
+        first = len(asked) == 1
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while count := int((await reader.readuntil(b"\r\n"))[1:]):
+                words = []
+                for _ in range(count):
+                    size = int((await reader.readuntil(b"\r\n"))[1:])
+                    words.append((await reader.readexactly(size + 2))[:-2])
+                script = words[0] == b"EVAL"
+                writer.write((REPLICA_6 if first else b"$2\r\nok\r\n") if script else b"+OK\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, HOST, 0)
+    store = Store(f"redis://{HOST}:{server.sockets[0].getsockname()[1]}/0")
+    try:
+        assert await store.register("gpu1", "i", 1, {"url": "a"}) == "ok"
+        assert len(asked) == 2
+    finally:
+        await store.close()
+        server.close()
 
 
 async def test_a_store_that_wants_a_password_is_said(server):
