@@ -107,10 +107,11 @@ spawn_engine() { # $@, and wait for its pid file
 	spawned=$!
 }
 
-has_failed() { # has the leader of what was spawned ended, other than well? Its workers may live on, and wait for it
-	[ "$pid" = "$spawned" ] && [ "${process:-/proc/$pid}" != "/proc/$pid" ] || return
-	spawned=''
-	! wait "$pid"
+has_failed() { # has the leader of one that starts ended, other than well? Its workers may live on, and wait for it
+	[ "${process:-/proc/$pid}" != "/proc/$pid" ] && [ -z "$state" ] || return
+	[ "$pid" = "$spawned" ] && wait "$pid" || return 0
+	note daemon # another wake could not know that it ended well
+	false
 }
 
 become_engine() {
@@ -133,7 +134,7 @@ wake_engine() { # is_ready has is_healthy ask first: an engine that starts is as
 		return
 	fi
 	mine='' spawned=''
-	if find_engine && [ "$state" = ready ]; then
+	if find_engine && { [ "$state" = ready ] || has_failed; }; then
 		say "process $pid no longer answers; it is ended before a new one is started"
 		end_engine TERM "${GRACE:-10}" || kill_engine
 	fi

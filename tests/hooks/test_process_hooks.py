@@ -242,6 +242,59 @@ def test_one_whose_leader_ends_while_it_starts_has_failed_whatever_it_leaves(mak
     assert not hook.pid_file.exists()
 
 
+@contextlib.contextmanager
+def killed_wake(hook: Hook) -> Iterator[None]:
+    """Wake, and kill the wake at the end, as the next llmux does with one that a killed llmux has left."""
+    env = {**with_tools(), **hook.env}
+    with subprocess.Popen(
+        [hook.shell, hook.script, "wake"], env=env, cwd=hook.folder, start_new_session=True
+    ) as wake:
+        try:
+            yield
+        finally:
+            os.killpg(wake.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "busybox"], indirect=True)
+@pytest.mark.parametrize("before", [True, False], ids=["before the next wake", "under it"])
+def test_one_that_another_wake_has_started_and_whose_leader_ends_has_failed(make_hook, tmp_path, shell, before):
+    loading = tmp_path / "loading"
+    (tmp_path / "ok.py").write_text(OK)
+    hook = make_hook("process.sh", COMMAND=shlex.join([sys.executable, "-c", LOADING, "killed", str(loading)]))
+    hook.shell = shell
+    with killed_wake(hook):
+        wait_until(loading.exists, what="the worker")
+        first = hook.pid
+    if before:
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: not runs(first))
+        assert "before a new one is started" in hook.ok(
+            "wake", COMMAND=f"'{sys.executable}' ok.py $LLMUX_PORT", HEALTH_PATH="/"
+        )
+        assert hook.pid != first
+    else:
+        with ThreadPoolExecutor() as pool:
+            waking = pool.submit(hook.fails, "wake", COMMAND="false")
+            wait_until(lambda: processes_with("COMMAND=false") or waking.done(), what="the next wake")
+            os.kill(first, signal.SIGKILL)
+            assert "ended while it was starting" in waking.result()
+    assert not any(str(loading) in command for command in processes_with(f"PID_DIR={hook.pid_dir}").values())
+
+
+@pytest.mark.parametrize("hook", ["process.sh"], indirect=True)
+def test_one_that_has_become_a_daemon_is_waited_for_by_the_next_wake_too(hook, tmp_path):
+    go = tmp_path / "go"
+    hook.env["COMMAND"] = f"sh -c '(until [ -e {go} ]; do sleep 0.05; done; exec {PROCESS_COMMAND}) & exit 0'"
+    with killed_wake(hook):
+        wait_until(lambda: hook.pid_file.exists() and "daemon" in hook.pid_file.read_text())
+        first = hook.pid
+    with ThreadPoolExecutor() as pool:
+        waking = pool.submit(hook.ok, "wake")
+        go.touch()
+        waking.result()
+    assert hook.pid == first
+
+
 @pytest.mark.parametrize("hook", ["process.sh"], indirect=True)
 def test_one_that_becomes_a_daemon_is_waited_for(hook):
     hook.env["COMMAND"] = f"sh -c '(sleep 0.5; exec {PROCESS_COMMAND}) & exit 0'"
