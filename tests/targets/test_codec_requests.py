@@ -783,6 +783,7 @@ def test_what_says_nothing_is_no_loss(client, fields):
         (CHAT, {"tool_choice": "f"}, "tool_choice"),
         (CHAT, {"temperature": "hot"}, "temperature"),
         (CHAT, {"stream": 1}, "stream"),
+        (CHAT, {"service_tier": {}}, "service_tier"),
         (CHAT, {"max_tokens": True}, "max_tokens"),
         (MESSAGES, {"system": 7}, "system"),
         (MESSAGES, {"thinking": {"type": "deep"}}, "thinking.type"),
@@ -798,6 +799,25 @@ def test_what_says_nothing_is_no_loss(client, fields):
         (RESPONSES, {"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id"),
         (RESPONSES, {"reasoning": "high"}, "reasoning"),
         (RESPONSES, {"instructions": [1]}, "instructions"),
+        (
+            CHAT,
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": {}}}]}
+                ]
+            },
+            "messages[0].content[0].image_url.detail",
+        ),
+        (
+            RESPONSES,
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "u", "detail": []}]}]},
+            "input[0].content[0].detail",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "assistant", "reasoning_details": [{"signature": "s", "text": 7}]}]},
+            "messages[0].reasoning_details[0].text",
+        ),
     ],
 )
 def test_what_is_malformed_is_named(client, fields, at):

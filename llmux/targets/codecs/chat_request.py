@@ -122,7 +122,8 @@ def _thoughts(left: dict[str, Any], at: str) -> list[Part]:
         if "data" in detail:
             found.append(Redacted(text(detail["data"], f"{detail_at}.data")))
         elif "signature" in detail:
-            found.append(Thinking(detail.get("text", ""), text(detail["signature"], f"{detail_at}.signature")))
+            thought = text(detail.get("text", ""), f"{detail_at}.text")
+            found.append(Thinking(thought, text(detail["signature"], f"{detail_at}.signature")))
     thoughts = [part for part in found if isinstance(part, Thinking)]
     if len(thoughts) == 1 and not thoughts[0].text:
         thoughts[0].text = text(spoken, f"{at}.reasoning_content")
@@ -155,7 +156,7 @@ def _content(value: Any, at: str, losses: Losses) -> list[Part]:
 
 def _image(value: Any, at: str) -> Image:
     left = {"url": value} if isinstance(value, str) else mapping(value, at)
-    return read_image(text(left.get("url"), f"{at}.url"), left.get("detail"))
+    return read_image(text(left.get("url"), f"{at}.url"), take(left, "detail", text, f"{at}."))
 
 
 def _file(left: dict[str, Any], at: str, losses: Losses) -> list[Part]:

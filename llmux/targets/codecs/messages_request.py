@@ -282,7 +282,7 @@ def encode(request: Request, losses: Losses, names: ToolNames) -> dict[str, Any]
             losses.hint("response_format.description")
     kept = keep_options(request, OWN, losses)
     if (tier := kept.pop("service_tier", None)) is not None:
-        if tier in _TIERS:
+        if text(tier, "service_tier") in _TIERS:
             document["service_tier"] = _TIERS[tier]
         else:
             losses.hint("service_tier")

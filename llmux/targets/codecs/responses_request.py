@@ -200,7 +200,7 @@ def _content(value: Any, at: str, losses: Losses) -> list[Part]:
 
 
 def _image(left: dict[str, Any], at: str) -> Image:
-    return read_image(text(left.pop("image_url"), f"{at}.image_url"), left.pop("detail", None))
+    return read_image(text(left.pop("image_url"), f"{at}.image_url"), take(left, "detail", text, f"{at}."))
 
 
 def _file(left: dict[str, Any], at: str) -> Document:
