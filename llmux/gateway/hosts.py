@@ -350,6 +350,8 @@ class Hosts:
             host.names, host.virtual, host.unlisted = names, virtual, unlisted
             self._index()
             self._dispatcher.rename(self.known)
+        if host.trouble:  # it may have another configuration now
+            host.listed = None
         if host.listed is not host.names and (host.listing is None or host.listing.done()):
             host.listing = self._start(self._list(host), f"llmux: models of {host.name}")
         host.version = str(document.get("version", ""))

@@ -88,6 +88,18 @@ async def test_what_a_host_has_new_is_listed_though_it_could_not_say_so_at_first
     assert len(puppet.asked) == asked
 
 
+async def test_a_host_that_comes_back_is_listed_as_it_is_now(door, puppet):
+    puppet.listed = b'{"data": [{"id": "a", "context_length": 1000}]}'
+    gateway = await door.open_gateway({"one": puppet.url})
+    await until(lambda: gateway.hosts["one"].entries)
+    await puppet.close()
+    await until(lambda: door.log.named("host_lost"))
+    puppet.listed = b'{"data": [{"id": "a", "context_length": 2000}]}'
+    puppet.report["instance"] = "the next"
+    await puppet.open()
+    await until(lambda: gateway.hosts["one"].entries["a"]["context_length"] == 2000)
+
+
 async def test_a_name_that_means_something_else_on_another_host_is_warned_of_once_a_change(door, puppet, other):
     for host, model in ((puppet, "a"), (other, "b")):
         host.report["models"]["b"] = dict(ASLEEP)
