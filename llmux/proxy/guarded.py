@@ -208,10 +208,10 @@ class GuardedRelay(Guard):
     def response_started(self, head: ResponseHead) -> None:
         """Begin the client's answer, unless it is an error."""
         super().response_started(head)
-        if self._event_stream and self._watch.refusal is None:
+        if self._event_stream and self._watch.refusal is None and head.framing is not Framing.LENGTH:
             assert self._connection is not None
             self._connection.unchunk()
-            self._chunk = self._whole_events = True
+            self._chunk, self._whole_events = self._chunked, True
             self._until_close = head.framing is Framing.UNTIL_CLOSE
 
     def response_data(self, data: bytes) -> None:

@@ -246,7 +246,7 @@ class Relay:
         connection = None
         if keep_alive is not modern and framing is not _TUNNEL:
             connection = b"keep-alive" if keep_alive else b"close"
-        if self._chunked and head.event_stream and not head.encoded:
+        if head.event_stream and not head.encoded:
             self._begin_body(stream=True)
         extra = self.exchange.extra_headers
         if head.status // 100 == _REDIRECTION:
@@ -431,7 +431,7 @@ class Relay:
         if not transport.is_closing():
             if between_chunks is None:
                 between_chunks = self._between_chunks
-            if self._event_stream and between_chunks:
+            if self._event_stream and self._chunked and between_chunks:
                 exchange = self.exchange
                 event = error_event(error, anthropic=exchange.anthropic, request_id=exchange.request_id)
                 chunk = b"%x\r\n%b\r\n" % (len(event), event)

@@ -148,7 +148,7 @@ class TranslatingRelay(Relay):
         if length is not None:
             lines.append(b"Content-Length: %d" % length)
         connection = None if keep_alive is modern else b"keep-alive" if keep_alive else b"close"
-        self._begin_body(stream=stream and modern)
+        self._begin_body(stream=stream)
         self._head = response_head(
             dataclasses.replace(head, event_stream=stream, written={}),
             b"",

@@ -17,15 +17,14 @@ from llmux.cli.terminal import Exit
 from llmux.core.phases import Phase
 from llmux.middleware.fast_path import MOST
 from tests.cli.invoking import answered, llmux, said
-from tests.server.house import WAKE, until
+from tests.server.house import WAKE, message, until
 
 KEYS = [{"name": "alice", "key": "key-of-alice"}, {"name": "bob", "key": "key-of-bob"}, "key-of-none"]
 USAGE = b'{"usage":{"prompt_tokens":12,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":4}}}'
 WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(USAGE), USAGE)
 EVENTS = [b'data: {"delta":{"role":"assistant"}}\n\n', *[b'data: {"delta":{}}\n\n'] * 5, b"data: [DONE]\n\n", b""]
-STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(
-    b"%x\r\n%b\r\n" % (len(event), event) for event in EVENTS
-)
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+STREAM = STREAM_HEAD + b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in EVENTS)
 CHAT = "/v1/chat/completions"
 
 
@@ -176,6 +175,26 @@ async def test_the_beginning_of_a_stream_may_come_in_pieces(house, cut):
     await used(house)
     last = rows(house)[-1]
     assert (last["input"], last["cached"], last["output"], last["estimated"]) == (25, 20, 42, 0)
+
+
+@pytest.mark.parametrize("padding", [0, MOST])  # the fast path, and the other
+async def test_a_stream_to_a_client_of_http_1_0_tells_its_beginning_too(house, padding):
+    """nginx speaks HTTP/1.0 unless told otherwise."""
+    told = [
+        b'event: message_start\ndata: {"message":{"usage":{"input_tokens":25,"output_tokens":1}}}\n\n',
+        *[b'data: {"delta":{"text":"x"}}\n\n'] * 12,
+        b'data: {"type":"message_delta","usage":{"output_tokens":42}}\n\n',
+        b"",
+    ]
+    await opened(house)
+    house.engine.says = STREAM_HEAD + b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in told)
+    body = {"model": "a", "stream": True, "padding": "x" * padding}
+    asked = message("POST", "/v1/messages", body, Authorization="Bearer key-of-alice")
+    reply = await house.raw(asked.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+    assert reply.body == b"".join(told)
+    await used(house)
+    (row,) = rows(house)
+    assert (row["input"], row["output"], row["estimated"]) == (25, 42, 0)
 
 
 @pytest.mark.parametrize("chunked", [False, True])

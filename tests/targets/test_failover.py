@@ -11,7 +11,7 @@ from llmux.proxy import guarded
 from llmux.proxy import remote as remote_module
 from llmux.proxy.guarded import begins_with_error
 from tests.harness.waiting import PATIENCE
-from tests.server.house import until
+from tests.server.house import message, until
 from tests.targets.remote_host import (
     CHAT,
     OPEN,
@@ -133,6 +133,19 @@ async def test_a_stream_that_begins_with_an_error_is_a_failure_and_the_next_one_
             assert reply.body == b"".join(pieces)
         remote = house.switcher.remotes.document()["r"]
         assert (remote["failures"], remote["requests"]) == (2, {"failed": 2})
+
+
+async def test_a_client_of_http_1_0_gets_the_next_one_too(house, certificates):
+    first_says = then(STREAM_HEAD + chunked(STARTED), chunked(BUSY) + b"0\r\n\r\n")
+    async with (
+        RemoteHost(first_says, tls=certificates.context()) as first,
+        RemoteHost(STREAM_HEAD + chunked(STARTED) + b"0\r\n\r\n", tls=certificates.context()) as second,
+    ):
+        await two(house, certificates, first, second)
+        body = {"model": "v", "stream": True, "max_tokens": 9, "messages": []}
+        asked = message("POST", "/v1/messages", body).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+        reply = await house.raw(asked)
+        assert (reply.body, reply.headers["x-llmux-served-by"]) == (STARTED, "s/m")
 
 
 @pytest.mark.parametrize("more", [{}, {"usage": "exact"}])
