@@ -26,6 +26,7 @@ BARE = {
     "nginx": "server { listen 127.0.0.1:%d; location / { proxy_pass http://127.0.0.1:%d; } }",
     "haproxy": "defaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n"
     "frontend f\n bind 127.0.0.1:%d\n default_backend b\nbackend b\n server s 127.0.0.1:%d\n",
+    "caddy": "http://:%d {\n bind 127.0.0.1\n reverse_proxy 127.0.0.1:%d\n}\n",
 }
 OPERATING = [
     ("GET", "/upstream/a/v1/models"),
@@ -60,24 +61,35 @@ def haproxy(folder: Path, text: str) -> list[str]:
     return [shutil.which("haproxy") or "", "-db", "-f", f"{folder}/haproxy.cfg"]
 
 
-COMMANDS = {"nginx": nginx, "haproxy": haproxy}
+def caddy(folder: Path, sites: str) -> list[str]:
+    (folder / "Caddyfile").write_text("{\n admin off\n auto_https off\n grace_period 1s\n}\n" + sites)
+    folders = [f"{name}={folder}" for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")]
+    return ["env", *folders, "caddy", "run", "--config", f"{folder}/Caddyfile", "--adapter", "caddyfile"]
+
+
+COMMANDS = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy}
 
 
 def example(name: str, port: int, llmux: int) -> str:
     """Return the documented lines, with the ports of this test."""
-    if name == "nginx":
-        file, listens, server = "nginx.conf", ("listen 80;", "listen {};"), "server 127.0.0.1:3000;"
-    else:
-        file, listens, server = "haproxy.cfg", ("bind :80 ", "bind {} "), "server llmux 127.0.0.1:3000"
+    file, listens, server = {
+        "nginx": ("nginx.conf", ("listen 80;", f"listen {HOST}:%d;"), "server 127.0.0.1:3000;"),
+        "haproxy": ("haproxy.cfg", ("bind :80 ", f"bind {HOST}:%d "), "server llmux 127.0.0.1:3000"),
+        "caddy": (
+            "Caddyfile",
+            ("llm.example.com {", f"http://:%d {{\n\tbind {HOST}"),
+            "reverse_proxy 127.0.0.1:3000",
+        ),
+    }[name]
     text = (EXAMPLES / file).read_text()
-    changes = {listens[0]: listens[1].format(f"{HOST}:{port}"), server: server.replace("3000", str(llmux))}
+    changes = {listens[0]: listens[1] % port, server: server.replace("3000", str(llmux))}
     for old, new in changes.items():
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     return text
 
 
-@pytest.fixture(params=["nginx", "haproxy"])
+@pytest.fixture(params=COMMANDS)
 def name(request):
     if shutil.which(request.param) is None:
         pytest.skip(f"there is no {request.param}: apt install {request.param}")
@@ -170,6 +182,32 @@ async def test_the_documented_proxy_streams_and_refuses_operators(keyed, name, p
         await asyncio.wait_for(line.reader.readuntil(b"\n\n"), PATIENCE)
         keyed.release("x")
         assert await asyncio.wait_for(line.reader.readuntil(b"\r\n0\r\n\r\n"), PATIENCE)
+
+
+async def until(lab: Lab, **counts: tuple[int, int]) -> None:
+    """Wait until so many requests of each model are in flight and queued."""
+
+    async def there() -> bool:
+        models = (await lab.get("/llmux/status", headers=KEY)).json()["models"]
+        return all((models[each]["in_flight"], models[each]["queued"]) == two for each, two in counts.items())
+
+    await lab.until(there)
+
+
+async def test_a_client_that_leaves_the_documented_proxy_leaves_llmux(keyed, name, proxy):
+    """Else the GPU works on for no client, and a model wakes for none."""
+    port = proxy(lambda port: example(name, port, keyed.port))
+    stream = {"headers": KEY, "body": {"model": "a", "stream": True}, "do": {"sse": 3, "hold_after": [1, "x"]}}
+    async with await wire(port) as line:
+        await line.send(request("POST", "/v1/chat/completions", **stream))
+        await line.head()
+        await asyncio.wait_for(line.reader.readuntil(b"\n\n"), PATIENCE)
+        async with await wire(port) as waiting:
+            await waiting.send(request("POST", "/v1/chat/completions", headers=KEY, body={"model": "b"}))
+            await until(keyed, a=(1, 0), b=(0, 1))
+        await until(keyed, a=(1, 0), b=(0, 0))
+    await until(keyed, a=(0, 0), b=(0, 0))
+    assert keyed.count("wake", "b") == 0
 
 
 async def test_the_documented_proxy_passes_large_bodies_once(keyed, name, proxy):
