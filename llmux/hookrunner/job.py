@@ -75,7 +75,16 @@ class HookResult:
     detail: str = ""
 
 
-KEPT_BACK = frozenset({"LLMUX_ADMIN_KEY", "LLMUX_API_KEY"})
+KEPT_BACK = frozenset(
+    {
+        "LLMUX_ADMIN_KEY",
+        "LLMUX_API_KEY",
+        # What speaks to systemd would speak for llmux; podman waits until its container has.
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+    }
+)
 SECRET = 8  # characters of a key; a shorter one is only found where it is all of a value
 
 
@@ -99,7 +108,7 @@ def environment(
 
     The later wins. Names travel as values of variables, so that no shell ever reads them as text. The keys of
     operators are kept back: an engine, and what it runs, would inherit them. So are variables that
-    hold one of the ``secrets``.
+    hold one of the ``secrets``, and those by which llmux tells systemd how it is.
     """
     own = os.environ if inherited is None else inherited
     return {

@@ -112,6 +112,15 @@ def test_the_keys_of_whoever_operates_llmux_are_kept_back():
     assert environment(HookJob(1, "m", HookKind.WAKE, "true", "/", env=own), inherited)["LLMUX_ADMIN_KEY"]
 
 
+async def test_what_hooks_start_does_not_speak_to_systemd_for_llmux(bench, monkeypatch):
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
+        monkeypatch.setenv(name, "of llmux")
+    result = await bench.run("env > seen", env={"WATCHDOG_USEC": "its own"})
+    assert result.ok, result.detail
+    seen = (bench.folder / "seen").read_text().splitlines()
+    assert [line for line in seen if line.startswith(("NOTIFY", "WATCHDOG"))] == ["WATCHDOG_USEC=its own"]
+
+
 def test_variables_that_hold_a_remotes_key_are_kept_back():
     job = HookJob(1, "m", HookKind.WAKE, "true", "/")
     inherited = {"KEY": "sk-12345", "HEADER": "Authorization: Bearer sk-12345", "PIN": "1234", "YEAR": "12345"}
