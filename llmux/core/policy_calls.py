@@ -20,7 +20,7 @@ from llmux.core.phases import HOLDING
 from llmux.core.state import State
 
 LONGEST = 300  # characters: an answer may be as long as it likes
-RAISED = (Exception, SystemExit)  # ``sys.exit()`` in a policy shall not end llmux
+RAISED = BaseException  # also ``sys.exit()``, a cancelled task, a panic of a library in Rust
 
 
 class LiveModel:
@@ -99,8 +99,7 @@ class LiveSnapshot:
 
     def ask(self, waiting: tuple[str, ...]) -> None:
         """Show what is the case now."""
-        self.waiting = waiting
-        self._all = None
+        self.waiting, self._all = waiting, None
 
     def leaving(self, target: Model) -> Sequence[Model]:
         """Return those that would leave for ``target``, none if it cannot be had."""
@@ -129,12 +128,13 @@ class LiveSnapshot:
 
 
 def spelled(error: BaseException) -> str:
-    """Return the kind of an error and its words, those of one that has none to show left out."""
+    """Return the kind of an error and its words, if it has any to show. Ctrl-C goes on."""
+    if isinstance(error, KeyboardInterrupt):
+        raise error
     try:
-        words = str(error)
-    except Exception:  # noqa: BLE001 - an error of the user's may raise anything, too
-        words = ""
-    return f"{type(error).__name__}: {words}"[:LONGEST]
+        return f"{type(error).__name__}: {error}"[:LONGEST]
+    except RAISED:  # an error of the user's may raise anything, too
+        return f"{type(error).__name__}: "
 
 
 def ask(

@@ -47,6 +47,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from llmux.core.phases import InvalidEventError, Phase
+from llmux.core.policy_calls import RAISED, spelled
 from llmux.core.timers import Timers
 from llmux.fleet import events as ev
 from llmux.fleet.fleet_view import HELD, Fleet, Host
@@ -160,8 +161,8 @@ class Placement:
             return None
         try:
             host = self.route.place(model, fleet)
-        except Exception as error:  # noqa: BLE001 - a user's route may raise anything
-            host, invalid = None, f"raised {type(error).__name__}: {error}"
+        except RAISED as error:
+            host, invalid = None, f"raised {spelled(error)}"
         if host is not None:
             invalid = self._wrong(host, model)
         if not invalid:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from playbook import at, given, models
 from steps import *
@@ -169,6 +171,9 @@ def test_wait_until_is_asked_again_then_and_after_sixty_seconds_at_the_latest() 
 
 
 def test_nonsense_is_treated_as_first_come_first_served() -> None:
+    class PanicError(BaseException):
+        """As what pyo3 raises."""
+
     class SpeechlessError(Exception):
         def __str__(self):
             raise ValueError
@@ -181,6 +186,8 @@ def test_nonsense_is_treated_as_first_come_first_served() -> None:
         WaitUntil("later"),
         RuntimeError("ill"),
         SystemExit(3),
+        asyncio.CancelledError("no more"),
+        PanicError("in Rust"),
         SpeechlessError(),
         None,
         "b",
@@ -200,11 +207,19 @@ def test_nonsense_is_treated_as_first_come_first_served() -> None:
         "raised TypeError: '>' not supported between instances of 'str' and 'float'",
         "raised RuntimeError: ill",
         "raised SystemExit: 3",
+        "raised CancelledError: no more",
+        "raised PanicError: in Rust",
         "raised SpeechlessError: ",
         "answered None, which is not a decision",
         "answered 'b', which is not a decision",
         "answered '" + "b" * 299 + ", which is not a decision",
     ]
+
+
+def test_ctrl_c_in_a_policy_ends_a_simulation() -> None:
+    play = given(models("a", "b"), awake=["a"], policy=Answers(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        play.feed(1.0, ev.RequestArrived(1, "b"))
 
 
 def test_policy_hears_of_every_switch_that_ended() -> None:

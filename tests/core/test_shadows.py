@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from playbook import given, models
 
@@ -69,7 +71,7 @@ def test_shadows_change_nothing():
     assert not followed.core.state.policy_errors
 
 
-@pytest.mark.parametrize("error", [RuntimeError("ill"), SystemExit("ill")])
+@pytest.mark.parametrize("error", [RuntimeError("ill"), SystemExit("ill"), asyncio.CancelledError("ill")])
 def test_a_shadow_that_raises_is_told_once_and_dropped(error):
     ill = Says(error)
     play, _ = shadowed(Says(Stay()), ill, Says(Stay()))

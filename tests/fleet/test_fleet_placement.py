@@ -716,8 +716,8 @@ class Wrong:
         self.answer = None
 
     def place(self, _model, fleet):
-        if self.answer == "raise":
-            raise RuntimeError("route is ill")
+        if isinstance(self.answer, BaseException):
+            raise self.answer
         if self.answer is None or not isinstance(self.answer, str):
             return self.answer
         return fleet.hosts[self.answer]
@@ -729,7 +729,7 @@ def test_a_route_cannot_break_anything():
     ill = ev.RouteOverruled("raised RuntimeError: route is ill")
     refuses = ev.RouteOverruled("named a host that takes no requests for the model")
     old = ev.RouteOverruled("named a host whose report is too old, while there are fresh ones")
-    route.answer = "raise"
+    route.answer = RuntimeError("route is ill")
     play(
         at(1.0, asks(1, "a"), ill, sent(1, "a", "h1")),
         at(1.0, asks(2, "a"), sent(2, "a", "h2"), claims("a", "h2")),  # the complaint is told once
@@ -743,6 +743,8 @@ def test_a_route_cannot_break_anything():
         at(5.0, report("h2", asleep("a", "b"), seq=2)),
         at(6.5, asks(5, "a"), old, sent(5, "a", "h2")),
     )
+    route.answer = SystemExit(3)
+    play(at(6.6, asks(9, "a"), ev.RouteOverruled("raised SystemExit: 3"), sent(9, "a", "h2")))
     route.answer = None
     play(at(6.6, asks(6, "a"), queued(6, "a")), at(6.7, report("h2", asleep("a", "b"), seq=3)))
 
