@@ -99,6 +99,10 @@ def usable_streams() -> Iterator[None]:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
     if sys.stdin is None:
         sys.stdin = os.fdopen(0, closefd=False)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a path, or "…", that it cannot encode
     try:

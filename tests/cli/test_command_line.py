@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -358,6 +360,25 @@ def test_serving_survives_closed_pipes(serve, tmp_path):
     for _ in range(3):
         assert get(f"http://{HOST}:{port}/nothing")[0] == 404
     process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+
+
+def test_serving_without_any_stream(tmp_path):
+    port, file = free_port(), write(tmp_path)
+    line = f'exec "$0" -m llmux -c {file} -p {port} <&- >&- 2>&-'
+    process = subprocess.Popen(["sh", "-c", line, sys.executable], cwd=tmp_path, env=environment(tmp_path))
+    try:
+        while True:
+            try:
+                assert get(f"http://{HOST}:{port}/health")[0] == 200
+                break
+            except OSError:
+                assert process.poll() is None
+                time.sleep(0.05)
+        streams = [str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in range(3)]
+        assert streams == [os.devnull] * 3, "a socket has taken the place of one"
+    finally:
+        process.terminate()
     assert process.wait(PATIENCE) == 0
 
 
