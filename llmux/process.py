@@ -349,14 +349,16 @@ class Process:
             if because == CHANGED and fingerprint(self._watched()) == self._read_as:
                 continue  # a signal was quicker
             self._systemd.reloading()
-            # Not on the loop: of hundreds of models it takes 0.1 s, and answers are under way.
-            found = await asyncio.to_thread(self._found)
-            if self._ending.is_set():
-                return
             try:
+                # Not on the loop: of hundreds of models it takes 0.1 s, and answers are under way.
+                found = await asyncio.to_thread(self._found)
+                if self._ending.is_set():
+                    return
                 self._take_over(found, switcher, front, because)
             except Exception as error:  # noqa: BLE001 - the next one may do
+                switcher.last_reload_error = str(error)
                 self._log.emit("internal_error", error=str(error), during="reload", exc_info=error)
+                self._systemd.ready("a reload failed, see the log")
 
     def _found(self) -> Config | Exception:
         """Return the configuration as it is now, or what is wrong with it."""

@@ -104,6 +104,29 @@ async def test_a_configuration_is_read_beside_the_loop():
     chore.cancel()
 
 
+async def test_after_a_reload_that_fails_in_any_way_the_next_one_is_followed(monkeypatch):
+    """A limit on processes lets no thread start, for example."""
+    config = Config.model_validate({"models": {"a": {"port": 9, "wake": ":", "sleep": ":", "alive": ":"}}})
+    told = asyncio.Queue()
+
+    async def refused(read):
+        told.put_nowait(read)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("asyncio.to_thread", refused)
+    process = Process(config, lambda: config, lambda _url, _config: None)
+    process._systemd = SimpleNamespace(reloading=lambda: None, ready=told.put_nowait)
+    switcher = SimpleNamespace(audit=None, last_reload_error=None)
+    chore = asyncio.create_task(process._reload(switcher, None))
+    async with asyncio.timeout(PATIENCE):
+        for _ in range(2):
+            process._reloads.put_nowait("signal")
+            assert await told.get() == process._found
+            assert await told.get() == "a reload failed, see the log"
+            assert switcher.last_reload_error == "can't start new thread"
+    chore.cancel()
+
+
 async def test_what_a_signal_has_told_of_is_not_read_again(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("models: {a: {port: 9, wake: ':', sleep: ':', alive: ':'}}")
