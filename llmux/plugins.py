@@ -7,6 +7,7 @@ constructor; without one the constructor takes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -15,7 +16,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -28,6 +29,7 @@ from llmux.errors import PolicyLoadError
 
 USE = "policy.use"
 OPTIONS = "policy.options"
+_neighbours: dict[Path, set[str]] = {}  # by folder: the modules that policies in it have imported from it
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*\Z")
 _CLASS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _DOTTED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*\Z")
@@ -44,7 +46,8 @@ def known_policies() -> list[str]:
 def load_policy(use: str, options: Mapping[str, Any], folder: Path) -> Policy:
     """Make the policy that ``use`` names, with ``options``; relative files are relative to ``folder``.
 
-    A file is read anew each time, so that a reload takes up what its author changed.
+    A file, and what it imports from its folder, is read anew each time, so that a reload takes up what its author
+    changed.
 
     Raises:
         PolicyLoadError: it cannot be found, imported or made, or refuses its options; the message names
@@ -147,7 +150,40 @@ def _import_file(use: str, file: Path) -> ModuleType:
         raise _wrong(use, f"there is no file {file}; a path is relative to the configuration's folder")
     _append_to_path(file.parent)
     digest = hashlib.sha256(str(file).encode(errors="surrogateescape")).hexdigest()[:8]
-    return _execute(use, f"llmux_policy_{digest}_{re.sub(r'[^A-Za-z0-9_]', '_', file.stem)}", file)
+    with _neighbours_read_anew(file.parent):
+        return _execute(use, f"llmux_policy_{digest}_{re.sub(r'[^A-Za-z0-9_]', '_', file.stem)}", file)
+
+
+@contextlib.contextmanager
+def _neighbours_read_anew(folder: Path) -> Iterator[None]:
+    """Have what a policy imports from its own folder read anew as well; if it fails, nothing has changed."""
+    importlib.invalidate_caches()  # a file may be new
+    known = _neighbours.setdefault(folder, set())
+    previous = {name: sys.modules.pop(name) for name in _below(known)}
+    before = set(sys.modules)
+
+    def brought() -> set[str]:
+        tops = {name.partition(".")[0] for name in sys.modules.keys() - before} - before
+        return {
+            top
+            for top in tops
+            if getattr(sys.modules.get(top), "__file__", None)
+            in (str(folder / f"{top}.py"), str(folder / top / "__init__.py"))
+        }
+
+    try:
+        yield
+    except BaseException:
+        for name in _below(brought()):
+            del sys.modules[name]
+        sys.modules.update(previous)
+        raise
+    known |= brought()
+
+
+def _below(tops: set[str]) -> list[str]:
+    """Return the names of imported modules, and of what is in them."""
+    return [name for name in sys.modules if name.partition(".")[0] in tops]
 
 
 def _import_module(use: str, name: str, folder: Path) -> ModuleType:

@@ -77,6 +77,39 @@ def test_a_policy_may_import_its_neighbour_and_use_dataclasses(tmp_path):
     assert load_policy("./mine.py:Mine", {}, tmp_path).answer == 42
 
 
+@pytest.mark.parametrize("place", ["neighbour.py", "neighbour/__init__.py", "neighbour/inner.py"])
+def test_what_a_policy_imports_from_its_folder_is_read_anew_and_nothing_else(tmp_path, place):
+    (tmp_path / "neighbour").mkdir()
+    neighbour = tmp_path / place
+    if place.endswith("inner.py"):
+        (tmp_path / "neighbour" / "__init__.py").write_text("")
+    name = "neighbour.inner" if place.endswith("inner.py") else "neighbour"
+    (tmp_path / "mine.py").write_text(
+        f"import llmux, colorsys\nfrom {name} import ANSWER\nclass Mine:\n    answer = ANSWER\n"
+        "    def decide(self, now): return None\n"
+    )
+    (tmp_path / "colorsys.py").write_text("hidden = True\n")  # of Python's own name: not ours
+
+    def answer():
+        return load_policy("./mine.py:Mine", {}, tmp_path).answer
+
+    neighbour.write_text("ANSWER = 1\n")
+    assert answer() == 1
+    first = sys.modules[name], sys.modules["colorsys"], sys.modules["llmux"]
+    neighbour.write_text("ANSWER = 'two'\n")
+    assert answer() == "two"
+    second = sys.modules[name], sys.modules["colorsys"], sys.modules["llmux"]
+    assert second[0] is not first[0]
+    assert second[1:] == first[1:]
+    neighbour.write_text("ANSWER = 3 +\n")
+    with pytest.raises(PolicyLoadError, match="SyntaxError"):
+        answer()
+    assert (sys.modules[name], sys.modules["colorsys"], sys.modules["llmux"]) == second
+    neighbour.write_text("ANSWER = 'again'\n")
+    assert answer() == "again"
+    del sys.modules[name]
+
+
 def test_an_imported_class_is_not_taken_for_the_files_own(tmp_path):
     (tmp_path / "other.py").write_text(PLAIN)
     (tmp_path / "mine.py").write_text(f"from other import Plain\nfrom llmux.core.policy import Policy\n{GOOD}")
