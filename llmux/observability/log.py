@@ -23,12 +23,15 @@ import logging
 import queue
 import sys
 import threading
+import time
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, NamedTuple, TextIO
 
 import structlog
 
 Format = Literal["auto", "console", "json"]
+SELDOM = 600.0  # seconds
+_KINDS = 100  # that are remembered at most
 _NO_FIELDS = frozenset({"event", "exc_info"})
 _MULTILINE = frozenset({"exception", "stack"})
 
@@ -116,6 +119,29 @@ def _ordered(_logger: object, _name: str, event: MutableMapping[str, Any]) -> di
     return {**first, **event}
 
 
+class _Seldom(logging.Filter):
+    """Lets each kind of what OpenTelemetry logs through once in ``SELDOM``.
+
+    It logs every try, for as long as no collector answers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to let it through."""
+        if not record.name.startswith("opentelemetry."):
+            return True
+        kind, now = (record.name, str(record.msg)), time.monotonic()
+        if now - self._told.get(kind, -SELDOM) < SELDOM:
+            return False
+        if len(self._told) >= _KINDS:
+            self._told.clear()
+        self._told[kind] = now
+        return True
+
+
 def configure(
     level: int | str = logging.INFO, style: Format = "auto", stream: TextIO | None = None
 ) -> logging.Handler:
@@ -127,6 +153,7 @@ def configure(
     number = logging.getLevelNamesMapping()[level.upper()] if isinstance(level, str) else level
     handler = ThreadedHandler(stream)
     handler.setFormatter(formatter(style, stream))
+    handler.addFilter(_Seldom())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from llmux.observability import log
 from llmux.observability.log import ThreadedHandler, configure, escape, get_logger
 from tests.harness.waiting import PATIENCE
 
@@ -57,6 +58,26 @@ def test_other_loggers_go_the_same_way(written):
     (line,) = lines()
     assert json.loads(line)["event"] == "odd request\n"
     assert json.loads(line)["level"] == "warning"
+
+
+def test_what_opentelemetry_says_of_every_try_is_told_now_and_then(written, monkeypatch):
+    lines, now = written(), 1000.0
+    monkeypatch.setattr(log.time, "monotonic", lambda: now)
+    exporter, other = logging.getLogger("opentelemetry.exporter.otlp"), logging.getLogger("aiohttp")
+    for seconds in (1.0, 2.0, 4.0):
+        exporter.warning("Transient error %s, retrying in %.2fs.", "refused", seconds)
+        other.warning("says %s", "it again")
+    exporter.error("Failed to export spans")
+    for number in range(200):
+        exporter.error(f"Of its own kind: {number}")
+    assert [json.loads(line)["event"] for line in lines()[:5]] == [
+        "Transient error refused, retrying in 1.00s.",
+        *["says it again"] * 3,
+        "Failed to export spans",
+    ]
+    now += log.SELDOM
+    exporter.warning("Transient error %s, retrying in %.2fs.", "refused", 1.0)
+    assert json.loads(lines()[-1])["event"] == "Transient error refused, retrying in 1.00s."
 
 
 @pytest.mark.parametrize(("level", "seen"), [("debug", 2), ("info", 1), ("warning", 0)])
