@@ -260,7 +260,9 @@ class Runner(ServerRunner):
         # A gateway has no engines to lock.
         locks = most_locks(len(config.models)) if isinstance(config, Config) else 0
         lent = native.most_streams()
-        self._limit = config.max_connections or max(64, (open_files() - RESERVED - locks) // 2 - lent)
+        files = open_files()
+        reserved = min(RESERVED, files // 2)
+        self._limit = config.max_connections or max(16, (files - reserved - locks) // 2 - lent)
         native.NativeRelay.left = RESERVED + 2 * self._limit
         self._fast_path = app[FRONT].fast_path
         self._control: Server | None = None

@@ -266,12 +266,21 @@ async def test_streams_that_are_lent_take_no_files_from_connections_and_hooks(ho
     assert (
         opener.streams
         == {
-            256: 4 if given == 60 else 0,
+            256: {None: 16, 60: 4, 440: 0}[given],
             1024: 8 if given == 440 else 64,
             20_000: 1250,
             1_000_000: 4096,
         }[files]
     )
+
+
+@pytest.mark.parametrize("files", [64, 96, 128, 200])
+async def test_of_few_open_files_half_are_left_to_all_but_connections(house, monkeypatch, files):
+    """Hooks need some: where none can be started, nothing can be put to sleep, and no model answers."""
+    monkeypatch.setattr(native.NativeRelay, "left", 0)
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (files, files))
+    app, _ = build_app(house.config(), log=Log())
+    assert 16 <= server.Runner(app, Log())._limit <= files // 4
 
 
 async def test_a_gateway_leaves_as_many_files_to_streams_as_a_host(monkeypatch):
