@@ -180,7 +180,7 @@ class GatewayConfig(Whole):
         default=None, description="Open client connections. null: nearly half of the files that it may open."
     )
     header_timeout: PositiveDuration = Field(default=20.0, description="How long a request's head may take.")
-    keepalive_timeout: PositiveDuration = Field(default=75.0, description="How long a connection may be idle.")
+    keepalive_timeout: PositiveDuration = Field(default=150.0, description="How long a connection may be idle.")
     body_idle_timeout: PositiveDuration = Field(
         default=60.0, description="How long a client may pause while it sends its body; then 408."
     )

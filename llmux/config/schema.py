@@ -343,7 +343,9 @@ class Config(Whole):
         description="How long a request's head may take, from the connection's begin or its first byte; then 408.",
     )
     keepalive_timeout: PositiveDuration = Field(
-        default=75.0, description="How long a connection may be idle after an answer; then it is closed."
+        default=150.0,
+        description="How long a connection may be idle after an answer; then it is closed. "
+        "Longer than proxies keep theirs: one may just have sent a request.",
     )
     body_idle_timeout: PositiveDuration = Field(
         default=60.0, description="How long a client may pause while it sends its body; then 408."

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+TELL_EVERY = 10.0  # seconds between two log lines about bodies that cannot be kept
 _SHOWN = 100  # characters of a refused Host
 _SERVED = frozenset({Kind.FORWARD, Kind.UPSTREAM})
 _OPERATED = frozenset({Kind.OWN, Kind.UPSTREAM})
@@ -134,6 +137,7 @@ class Front:
         self.port = switcher.config.port
         self._host = switcher.config.host  # changing it needs a restart
         self._keys = Keys()
+        self._tell_bodies_at = -math.inf
         self._readers: dict[int, web.Request] = {}  # of the streams of events
         self._judging: set[asyncio.Task[None]] = set()
         self.configure(switcher.config)
@@ -418,6 +422,9 @@ class Front:
     def _refuse(self, request: web.Request, context: RequestContext, error: RequestError) -> web.StreamResponse:
         if context.ticket is None or context.ticket.rejection is None:
             self._metrics.request_rejected(context.model, error.code)
+        if error.code == "bodies_full" and (now := time.monotonic()) >= self._tell_bodies_at:
+            self._tell_bodies_at = now + TELL_EVERY
+            self._log.emit("bodies_full", error=error.message, request_id=context.request_id)
         if isinstance(error, EngineError) and self._models is not None:
             self._log.emit("engine_broke_off", model=context.model, error=error.message)
         anthropic = context.route.anthropic(request.raw_path)

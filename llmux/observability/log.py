@@ -281,6 +281,9 @@ CATALOGUE: dict[str, LogEvent] = {
     "client_left": LogEvent(_DEBUG, "A client left before its answer was complete."),
     "malformed_request": LogEvent(_WARNING, "A request was not HTTP, or too large for llmux; answered with 4xx."),
     "too_many_connections": LogEvent(_WARNING, "More clients than `max_connections`; told once in 10 s."),
+    "bodies_full": LogEvent(
+        _WARNING, "A body cannot be kept: `max_buffered`, or no room for temporary files; told once in 10 s."
+    ),
     "path_refused": LogEvent(_DEBUG, "A path that is not forwarded."),
     "origin_refused": LogEvent(_WARNING, "A web page that is not in `cors` tried to use llmux."),
     "host_refused": LogEvent(

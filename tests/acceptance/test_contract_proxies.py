@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from llmux.config import Config
+from llmux.config.gateway import GatewayConfig
 from tests.harness import launcher
 from tests.harness.lease.lab import HOST, Lab, free_port
 from tests.harness.lease.raw import Wire, request, wire
@@ -163,6 +165,16 @@ async def test_a_bare_proxy_opens_nothing_to_operate(keyed, name, proxy, shown):
     assert answer.status == 200
     # On the host it is as easy as without keys.
     assert "b is awake" in command(keyed, "switch", "b")
+
+
+# Seconds that they keep an idle connection to llmux. A request on one that llmux has just closed is answered with
+# 502: what is no GET is not sent twice.
+KEPT = {"nginx": 60, "Traefik": 90, "cloudflared": 90, "Caddy": 120}
+
+
+@pytest.mark.parametrize("config", [Config, GatewayConfig])
+def test_idle_connections_are_kept_longer_than_proxies_keep_them(config):
+    assert config.model_fields["keepalive_timeout"].default > max(KEPT.values()) + 10
 
 
 async def test_the_documented_proxy_streams_and_refuses_operators(keyed, name, proxy):

@@ -47,7 +47,10 @@ async def test_a_name_that_is_not_configured(house):
 
 async def test_bodies_that_are_too_many(house):
     await house.open(max_buffered=1000)
-    assert refused(await ask(house, "a", 2000)) == (503, "bodies_full")
+    for _ in range(3):
+        assert refused(await ask(house, "a", 2000)) == (503, "bodies_full")
+    (told,) = house.log.named("bodies_full")
+    assert told["error"].endswith("of 1000")
 
 
 async def test_what_has_waited_for_too_long_is_too_late_everywhere(house):
