@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import itertools
 import math
@@ -591,5 +592,8 @@ def _locked(path: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(lock)
-        raise ConfigError(f"{path} is written by another llmux; give each its own", path="ledger") from error
+        why = f"cannot be locked: {error.strerror or error}; give one on a local disk, or null"
+        if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
+            why = "is written by another llmux; give each its own"
+        raise ConfigError(f"{path} {why}", path="ledger") from error
     return lock

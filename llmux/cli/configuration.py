@@ -21,6 +21,8 @@ _MODELS = re.compile(rb"(?m)^[\"']?models[\"']?[ \t]*:")  # of a host; a gateway
 def is_gateway(file: Path) -> bool:
     """Return whether a file configures a gateway. It is parsed only if it may be one."""
     try:
+        if not file.is_file():  # a pipe (`-c <(…)`) can be read once only
+            return False
         text = file.read_bytes()
         if _MODELS.search(text) or not (b"hosts" in text or b"fleet" in text):
             return False

@@ -11,6 +11,7 @@ written, and the next one says how many were left out in between.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -147,7 +148,7 @@ class Audit(Collector):
                     self._torn = False
                 while written < len(data):
                     written += os.write(file, data[written:])
-                os.fsync(file)
+                _sync(file)
             finally:
                 os.close(file)
         except OSError as error:
@@ -166,6 +167,15 @@ class Audit(Collector):
     def _take(self, count: int) -> None:
         for _ in range(count):
             self._lines.popleft()
+
+
+def _sync(file: int) -> None:
+    """Have it on the disk; a pipe, as ``/dev/stdout`` of a container, is none."""
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
 
 
 def _open(path: Path) -> int:

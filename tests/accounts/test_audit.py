@@ -209,6 +209,20 @@ async def test_a_full_disk(tmp_path, monkeypatch):
     assert len(json.loads(whole[0])["text"]) == 301  # bounded
 
 
+async def test_a_pipe_which_cannot_be_synced_is_written_all_the_same(tmp_path):
+    """The standard output of a container, for example."""
+    log, pipe = Log(), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    audit = Audit(pipe, log.emit)
+    audit.put("one")
+    audit.put("two")
+    await asyncio.to_thread(audit.close)
+    assert [json.loads(line)["event"] for line in os.read(reading, 65536).splitlines()] == ["one", "two"]
+    os.close(reading)
+    assert not log.named("audit_unwritable")
+
+
 async def test_what_no_operator_asked_does_not_fill_the_disk(house):
     """Neither paths that are not there nor commands of those who may not."""
     await house.open(audit="audit.jsonl", api_keys=KEYS["api_keys"])

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -10,6 +11,8 @@ import sqlite3
 
 import pytest
 
+from llmux.accounts import ledger
+from llmux.errors import ConfigError
 from tests.harness.launcher import launch
 from tests.harness.ports import free_port
 from tests.server.house import until
@@ -196,6 +199,17 @@ async def test_a_ledger_that_another_llmux_writes_is_an_error_at_the_start(house
     assert "config.json:1: ledger: " in log
     assert "another llmux" in log
     assert "Traceback" not in log
+
+
+def test_a_file_system_without_locks_is_not_another_llmux(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("llmux.accounts.ledger.fcntl.flock", refused)
+    with pytest.raises(
+        ConfigError, match="cannot be locked: No locks available; give one on a local disk, or null"
+    ):
+        ledger._locked(tmp_path / "ledger.db")
 
 
 async def test_what_was_reserved_when_llmux_was_killed_is_spent(house, run):

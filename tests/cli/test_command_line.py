@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -361,6 +362,21 @@ def test_serving_survives_closed_pipes(serve, tmp_path):
         assert get(f"http://{HOST}:{port}/nothing")[0] == 404
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 0
+
+
+def test_a_configuration_from_a_pipe_is_read_once(tmp_path):
+    line = f'"$0" -m llmux check <(cat {write(tmp_path)})'
+    done = subprocess.run(
+        ["bash", "-c", line, sys.executable],
+        check=False,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match(r"/dev/fd/\d+: fine\n", done.stdout)
 
 
 def test_serving_without_any_stream(tmp_path):

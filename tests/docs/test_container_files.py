@@ -177,9 +177,12 @@ def test_stages_and_arguments_are_known():
 def test_an_image_runs_as_nobody_in_particular_and_says_how_it_is(image):
     config = Config.from_file(FOLDER / "config.yaml")
     words = [step.word for step in STEPS if step.stage == image]
-    assert of(image, "USER") == ["llmux"]
+    assert of(image, "USER") == ["10001"]  # a number: Kubernetes cannot tell that a name is not root's
     assert words.index("USER") > max(index for index, word in enumerate(words) if word in ("RUN", "COPY"))
     assert "--uid 10001" in " ".join(of(image, "RUN"))
+    assert "chgrp -R 0 /var/lib/llmux && chmod -R g=u /var/lib/llmux" in " ".join(
+        " ".join(of(image, "RUN")).split()
+    )
     (check,) = of(image, "HEALTHCHECK")
     assert f"http://127.0.0.1:{config.port}/health" in check
     assert of(image, "EXPOSE") == [str(config.port)]
