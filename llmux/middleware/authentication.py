@@ -349,7 +349,10 @@ _OF_GATEWAYS = frozenset({_KEY_NAME, b"x-llmux-progress"})  # no client has sent
 _AUTHORIZATION = b"authorization"
 _API_KEY = b"x-api-key"
 _LOOPBACK = ("127.", "::ffff:127.")
-_FROM_ELSEWHERE = (hdrs.FORWARDED, hdrs.X_FORWARDED_FOR, "X-Real-IP")
+_FROM_ELSEWHERE = (  # some proxies send only one of the last three: Envoy, for example
+    *(hdrs.FORWARDED, hdrs.X_FORWARDED_FOR, "X-Real-IP"),
+    *(hdrs.X_FORWARDED_PROTO, hdrs.X_FORWARDED_HOST, hdrs.VIA),
+)
 _HOW = "send Authorization: Bearer KEY, or X-API-Key: KEY"
 
 

@@ -151,7 +151,9 @@ async def test_operators(house):
     assert shown(house) == [b"Authorization: x"]
 
 
-@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP"])
+@pytest.mark.parametrize(
+    "header", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Proto", "X-Forwarded-Host", "Via"]
+)
 async def test_what_comes_through_a_proxy_is_not_from_this_machine(house, header):
     await house.open()
     reply = await house.ask("POST", "/llmux/models/a/wake", **{header: "127.0.0.1"})
