@@ -45,7 +45,7 @@ from llmux.observability.metrics import Metrics
 from llmux.observability.notices import EventLog
 from llmux.proxy import Forwarder, error_response
 from llmux.proxy.aiohttp_client import TAP, Tap
-from llmux.proxy.envelope import refused_too_often
+from llmux.proxy.envelope import no_key, refused_too_often
 from llmux.runtime import Switcher
 
 if TYPE_CHECKING:
@@ -433,8 +433,7 @@ class Front:
         headers = context.fields
         if (refused := context.refused_with(error)) is not None:
             headers.append((REFUSED, refused))
-        if isinstance(error, UnauthorizedError):
-            headers.append((hdrs.WWW_AUTHENTICATE, "Bearer"))
+        headers.extend(no_key(error))
         response = error_response(error, anthropic=anthropic, headers=headers)
         if isinstance(error, UnauthorizedError | TooManyAttemptsError) and refused_too_often(request.protocol):
             response.force_close()

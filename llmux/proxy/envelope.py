@@ -37,6 +37,14 @@ def error_response(
     return response
 
 
+def no_key(error: RequestError) -> Iterable[tuple[str, str]]:
+    """Return the fields that say that no key was right, and that trying again, as Claude Code does, is no use."""
+    return _NO_KEY if isinstance(error, UnauthorizedError) else ()
+
+
+_NO_KEY = (("WWW-Authenticate", "Bearer"), ("x-should-retry", "false"))
+
+
 def error_body(error: RequestError, *, anthropic: bool, request_id: str | None = None) -> dict[str, object]:
     """Return the envelope that goes with the client's dialect."""
     if anthropic:
@@ -91,7 +99,7 @@ def refusal(error: RequestError, request_id: str, *, anthropic: bool, close: boo
         if found is None:
             found = _bodies[error.message] = json.dumps(error_body(error, anthropic=False)).encode()
         body = found
-    more = b"WWW-Authenticate: Bearer\r\n" if isinstance(error, UnauthorizedError) else b""
+    more = b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in no_key(error))
     if error.retry_after is not None:
         more += b"Retry-After: %d\r\n" % max(1, math.ceil(error.retry_after))
     return (

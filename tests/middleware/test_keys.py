@@ -78,6 +78,7 @@ async def test_both_ways_judge_alike(house, headers, status, seen):
         else:
             assert reply.error["code"] == "invalid_api_key"
             assert reply.headers["www-authenticate"] == "Bearer"
+            assert reply.headers["x-should-retry"] == "false"
             assert reply.marked
 
 
