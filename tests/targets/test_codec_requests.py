@@ -8,7 +8,7 @@ import pytest
 
 from llmux.errors import BadRequestError
 from llmux.targets.codecs import Dialect, Translation
-from tests.targets.dialects import CHAT, MESSAGES, RESPONSES, chunk, read, requested, told, wire
+from tests.targets.dialects import CHAT, MESSAGES, RESPONSES, call, chunk, read, requested, told, wire
 
 USER = {"role": "user", "content": "q"}
 PNG = "iVBORw0KGgo="
@@ -466,6 +466,58 @@ def test_names_that_an_engine_would_refuse_are_made_to_fit_and_found_again(name)
     assert answer["content"][0]["name"] == name
 
 
+# As Codex sends them; those of an MCP server have a namespace that ends in underscores.
+SPACES = [
+    {"type": "function", "name": "exec_command", "strict": False, "parameters": {"type": "object"}},
+    {
+        "type": "namespace",
+        "name": "multi_agent_v1",
+        "description": "Tools for sub-agents.",
+        "tools": [{"type": "function", "name": "spawn_agent", "description": "Spawn.", "parameters": {}}],
+    },
+    {"type": "namespace", "name": "mcp__notes__", "tools": [{"type": "function", "name": "exec_command"}]},
+]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_tools_of_namespaces_have_their_names_without_and_are_called_within(streamed):
+    history = [
+        {"role": "user", "content": "q"},
+        {
+            "type": "function_call",
+            "call_id": "c1",
+            "namespace": "multi_agent_v1",
+            "name": "spawn_agent",
+            "arguments": "{}",
+        },
+        {"type": "function_call_output", "call_id": "c1", "output": "spawned"},
+    ]
+    translated, translation = requested(RESPONSES, CHAT, tools=SPACES, input=history)
+    names = [tool["function"]["name"] for tool in translated["tools"]]
+    assert names == ["exec_command", "multi_agent_v1__spawn_agent", "mcp__notes__exec_command"]
+    assert translated["messages"][1]["tool_calls"][0]["function"]["name"] == names[1]
+    assert translation.dropped == ("tools[].description",)
+    if streamed:
+        calls = [chunk(call(at, f"c{at}", name, "{}")) for at, name in enumerate(names)]
+        stream = translation.stream()
+        told = read(stream.feed(wire(*calls, chunk({}, "tool_calls"), done=True)))
+        items = [event["item"] for event in told if event["type"] == "response.output_item.done"]
+    else:
+        calls = [{"id": f"c{at}", "function": {"name": name, "arguments": "{}"}} for at, name in enumerate(names)]
+        answer = {"choices": [{"message": {"tool_calls": calls}, "finish_reason": "tool_calls"}]}
+        items = translation.answer(answer)["output"]
+    assert [(item.get("namespace"), item["name"]) for item in items] == [
+        (None, "exec_command"),
+        ("multi_agent_v1", "spawn_agent"),
+        ("mcp__notes__", "exec_command"),
+    ]
+
+
+def test_tools_that_only_their_namespaces_tell_apart_are_refused():
+    tools = [*SPACES, {"type": "function", "name": "mcp__notes__exec_command"}]
+    assert refused(RESPONSES, CHAT, lossy=True, tools=tools).param == "tools"
+
+
 def test_arguments_that_are_no_object():
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{oops"}}
     history = [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]
@@ -602,8 +654,8 @@ def test_an_engine_of_chat_gets_back_what_it_added_to_its_calls(client, streamed
         {"id": id_, "type": "function", "function": {"name": "f", "arguments": f'{{"a":"{id_}"}}'}}
         for id_ in "abc"
     ]
-    for call in calls[:2]:
-        call["extra_content"] = {"google": {"thought_signature": f"sig-{call['id']}"}}
+    for made in calls[:2]:
+        made["extra_content"] = {"google": {"thought_signature": f"sig-{made['id']}"}}
     _, translation = requested(client, CHAT)
     if streamed:
         sent = wire(*(chunk({"tool_calls": [call]}) for call in calls), chunk({}, "stop"), done=True)

@@ -24,6 +24,7 @@ from llmux.targets.codecs.answer import (
     identity,
     usage_of,
 )
+from llmux.targets.codecs.responses_request import within
 
 _PARTS = {"output_text": (Kind.TEXT, "text"), "refusal": (Kind.REFUSAL, "refusal")}
 _PROSE = {
@@ -241,6 +242,13 @@ class AnswerEncoder:
     ) -> None:
         self._model = model
         self._asked = asked or {}
+        self._spaced = {  # the tools of namespaces, by the names that the engine knows
+            within(space["name"], tool["name"]): {"name": tool["name"], "namespace": space["name"]}
+            for space in self._asked.get("tools") or ()
+            if space.get("type") == "namespace"
+            for tool in space.get("tools") or ()
+            if "name" in tool
+        }
         self._base: dict[str, Any] = {}
         self._serial = -1
         self._output: list[dict[str, Any]] = []
@@ -337,6 +345,7 @@ class AnswerEncoder:
                     "name": event.name,
                     "arguments": "",
                     "status": "in_progress",
+                    **self._spaced.get(event.name, {}),
                 }
                 kind = "response.function_call_arguments.delta"
             case Kind.THINKING:

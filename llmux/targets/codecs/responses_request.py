@@ -64,6 +64,9 @@ def decode(document: dict[str, Any], losses: Losses) -> Request:
     _input(left.pop("input", []), request, losses)
     for value, at in items(left.pop("tools", []), "tools"):
         _tool(mapping(value, at), at, request, losses)
+    names = {tool.name for tool in request.tools}
+    if len(names) < len(request.tools) and any(tool.get("type") == "namespace" for tool in document["tools"]):
+        raise cannot("tools", "outside of their namespaces, two of them have the same name")
     if (value := left.pop("tool_choice", None)) is not None:
         request.choice = read_choice(value, losses, "responses")
     request.parallel = take(left, "parallel_tool_calls", flag)
@@ -115,10 +118,10 @@ def _item(left: dict[str, Any], at: str, request: Request, losses: Losses) -> No
             parts = _content(left.pop("content", []), f"{at}.content", losses)
             _add(request, role, parts, at)
         case "function_call":
-            left.pop("namespace", None)
+            space = take(left, "namespace", text, f"{at}.")
             call = Call(
                 text(left.pop("call_id", None), f"{at}.call_id"),
-                text(left.pop("name", None), f"{at}.name"),
+                within(space, text(left.pop("name", None), f"{at}.name")),
                 text(left.pop("arguments", ""), f"{at}.arguments"),
             )
             _add(request, "assistant", [call], at)
@@ -213,8 +216,21 @@ def _file(left: dict[str, Any], at: str) -> Document:
     return Document(inline[0], inline[1], title=title)
 
 
-def _tool(left: dict[str, Any], at: str, request: Request, losses: Losses) -> None:
+def within(space: str | None, name: str) -> str:
+    """Return the name by which dialects without namespaces know a tool of one."""
+    return f"{space.removesuffix('__')}__{name}" if space else name
+
+
+def _tool(left: dict[str, Any], at: str, request: Request, losses: Losses, space: str | None = None) -> None:
     kind = left.pop("type", "function")
+    if kind == "namespace" and space is None:
+        space = text(left.pop("name", None), f"{at}.name")
+        for value, inner_at in items(left.pop("tools", []), f"{at}.tools"):
+            _tool(mapping(value, inner_at), inner_at, request, losses, space)
+        if left.pop("description", None) is not None:
+            losses.hint(f"{at}.description")
+        nothing_else(left, at, losses)
+        return
     if kind != "function":
         losses.loss(at, f"only providers of responses have the tool {kind!r}")
         return
@@ -222,7 +238,7 @@ def _tool(left: dict[str, Any], at: str, request: Request, losses: Losses) -> No
         losses.hint(f"{at}.defer_loading")
     request.tools.append(
         Tool(
-            text(left.pop("name", None), f"{at}.name"),
+            within(space, text(left.pop("name", None), f"{at}.name")),
             left.pop("description", None),
             whole(left.pop("parameters", {}), f"{at}.parameters"),
             left.pop("strict", None),
