@@ -15,6 +15,7 @@ LLMuxError
     ├── ConflictError          409  (admin API)
     ├── CancelledRequestError  410
     ├── BodyTooLargeError      413
+    ├── LateModelError         426  (a WebSocket)
     ├── QueueFullError         429
     ├── LimitError             429  (of a key)
     ├── QuotaError             429  (a key's budget)
@@ -174,6 +175,15 @@ class BodyTooLargeError(RequestError):
     type = "invalid_request_error"
     anthropic_type = "request_too_large"
     code = "body_too_large"
+
+
+class LateModelError(RequestError):
+    """A WebSocket that would name its model only in its messages; Codex goes on without one."""
+
+    status = 426
+    type = "invalid_request_error"
+    anthropic_type = "invalid_request_error"
+    code = "model_required"
 
 
 class QueueFullError(RequestError):

@@ -14,7 +14,7 @@ from llmux.aiohttp_internals import cancels_handlers
 from llmux.config import Config, EngineDefinition
 from llmux.config.problems import in_short
 from llmux.core.effects import Admit
-from llmux.errors import BadRequestError, RequestError, UnavailableError, UnknownModelError
+from llmux.errors import BadRequestError, LateModelError, RequestError, UnavailableError, UnknownModelError
 from llmux.extract import Body, BodyBudget, BodyLimits, model_of, read_body, refuse_announced
 from llmux.middleware.context import QUEUE_SECONDS, RequestContext, deadline_of, keep_alive_of
 from llmux.middleware.paths import COUNT, UPSTREAM, Kind, Route
@@ -434,7 +434,14 @@ async def serve_with_body(
     """Serve a request with its body, if it has one, and the model that it names. Raises RequestError."""
     route = context.route
     if not request.can_read_body:
-        return await serve(request, context, None, named_model(route, None))
+        try:
+            model = named_model(route, None)
+        except BadRequestError:
+            if route.path == "/v1/responses" and request.headers.get(hdrs.UPGRADE, "").lower() == "websocket":
+                said = "A WebSocket must name its model as ?model=NAME: send this request without one."
+                raise LateModelError(said, param="model") from None
+            raise
+        return await serve(request, context, None, model)
     expects = request.headers.get(hdrs.EXPECT)
     if expects is not None:
         refuse_announced(request, limits)

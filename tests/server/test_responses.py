@@ -99,6 +99,24 @@ async def test_a_request_that_names_no_model_for_want_of_a_body_is_told_so(house
     assert "no body" not in other.error["message"]
 
 
+async def test_a_websocket_that_names_its_model_later_is_told_to_do_without(house):
+    await house.open()
+    # As Codex opens it. It sends its request by POST after a 426 at once; after a 400 not at all.
+    fields = (
+        b"Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nopenai-beta: responses_websockets=2026-02-06\r\n\r\n"
+    )
+    replies = [
+        await house.raw(b"GET /v1/%b HTTP/1.1\r\n%b" % (path, fields))
+        for path in (b"responses", b"responses?model=none", b"realtime")
+    ]
+    assert [(reply.status, reply.error["code"]) for reply in replies] == [
+        (426, "model_required"),
+        (404, "model_not_found"),
+        (400, "model_required"),
+    ]
+
+
 @pytest.mark.parametrize("turns", range(7))  # of the loop: the request may not have begun, or just so
 async def test_a_body_with_broken_chunks_is_one_400_and_no_traceback(house, caplog, turns):
     await house.open()

@@ -784,6 +784,13 @@ def test_what_has_no_place_is_named_or_with_lossy_dropped_and_listed(client, eng
         (MESSAGES, CHAT, {"metadata": {"other": 1}}, "metadata.other"),
         (MESSAGES, CHAT, {"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display"),
         (RESPONSES, CHAT, {"reasoning": {"summary": "auto"}}, "reasoning.summary"),
+        (RESPONSES, CHAT, {"client_metadata": {"turn_id": "t"}}, "client_metadata"),
+        (
+            RESPONSES,
+            CHAT,
+            {"input": [{"role": "user", "content": "q", "internal_chat_message_metadata_passthrough": {"a": 1}}]},
+            "input[].internal_chat_message_metadata_passthrough",
+        ),
         (CHAT, MESSAGES, {"service_tier": "flex"}, "service_tier"),
     ],
 )

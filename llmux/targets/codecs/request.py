@@ -150,19 +150,19 @@ class Request:
 # other field is an engine's own.
 DEFINED = frozenset(
     {
-        "audio", "background", "container", "context_management", "conversation", "frequency_penalty",
-        "function_call", "functions", "include", "inference_geo", "logit_bias", "logprobs", "max_tool_calls",
-        "mcp_servers", "metadata", "modalities", "moderation", "n", "prediction", "presence_penalty",
-        "previous_response_id", "prompt", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
-        "safety_identifier", "seed", "service_tier", "speed", "store", "top_logprobs", "truncation", "verbosity",
-        "web_search_options",
+        "audio", "background", "client_metadata", "container", "context_management", "conversation",
+        "frequency_penalty", "function_call", "functions", "include", "inference_geo", "logit_bias",
+        "logprobs", "max_tool_calls", "mcp_servers", "metadata", "modalities", "moderation", "n", "prediction",
+        "presence_penalty", "previous_response_id", "prompt", "prompt_cache_key", "prompt_cache_options",
+        "prompt_cache_retention", "safety_identifier", "seed", "service_tier", "speed", "store",
+        "top_logprobs", "truncation", "verbosity", "web_search_options",
     }
 )  # fmt: skip
 # They do not change the answer.
 HINTS = frozenset(
     {
-        "cache_control", "inference_geo", "metadata", "prompt_cache_key", "prompt_cache_options",
-        "prompt_cache_retention", "safety_identifier", "service_tier", "speed",
+        "cache_control", "client_metadata", "inference_geo", "metadata", "prompt_cache_key",
+        "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "service_tier", "speed",
     }
 )  # fmt: skip
 # These values are the defaults.

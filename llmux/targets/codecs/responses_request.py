@@ -46,12 +46,13 @@ from llmux.targets.codecs.request import (
 
 OWN = frozenset(
     {
-        "background", "conversation", "include", "max_tool_calls", "metadata", "moderation", "prompt",
-        "previous_response_id", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
+        "background", "client_metadata", "conversation", "include", "max_tool_calls", "metadata", "moderation",
+        "previous_response_id", "prompt", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
         "safety_identifier", "service_tier", "store", "top_logprobs", "truncation",
     }
 )  # fmt: skip
 _ROLES = frozenset({"system", "developer", "user", "assistant"})
+_NOTES = "internal_chat_message_metadata_passthrough"  # of Codex, for OpenAI
 _ANSWERED = frozenset({"reasoning.encrypted_content", "message.output_text.logprobs"})  # of `include`
 
 
@@ -109,6 +110,8 @@ def _item(left: dict[str, Any], at: str, request: Request, losses: Losses) -> No
     kind = left.pop("type", "message")
     left.pop("id", None)
     left.pop("status", None)
+    if left.pop(_NOTES, None) is not None:
+        losses.hint(f"{at}.{_NOTES}")
     match kind:
         case "message":
             role = text(left.pop("role", ""), f"{at}.role")
