@@ -236,8 +236,13 @@ def _not_shown(entries: Iterable[_Entry]) -> list[_Entry]:
 
 
 def no_valid_key() -> UnauthorizedError:
-    """Return the error for a client without a valid key."""
-    return UnauthorizedError("No valid API key: send Authorization: Bearer KEY, or X-API-Key: KEY.")
+    """Return the error for a client without a valid key.
+
+    It does not name Anthropic's header: Claude Code shows "Please run /login" in place of a message that does.
+    """
+    return UnauthorizedError(
+        "No valid API key: send Authorization: Bearer KEY, or the key as Anthropic's SDKs do."
+    )
 
 
 def _too_many_pending() -> TooManyAttemptsError:

@@ -253,6 +253,7 @@ class RequestContext:
                 "request_finished",
                 model=self.model,
                 status=status,
+                code=failure,
                 waited_secs=round(waited, 3),
                 duration_secs=round(whole, 3),
                 request_id=self.request_id,

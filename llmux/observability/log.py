@@ -271,7 +271,10 @@ CATALOGUE: dict[str, LogEvent] = {
     "shadow_dropped": LogEvent(_WARNING, "A shadow policy failed or was too slow; it is asked no more."),
     # requests
     "request_queued": LogEvent(_DEBUG, "A request waits for its model."),
-    "request_finished": LogEvent(_INFO, "A request was answered: status, wait and duration (`access_log`)."),
+    "request_finished": LogEvent(
+        _INFO,
+        "A request was answered: status, wait, duration, and the `code` of an error of llmux's (`access_log`).",
+    ),
     "request_rejected": LogEvent(
         _WARNING, "Requests are refused; one line for each model and reason in 10 s, `more` counts the others."
     ),

@@ -249,24 +249,76 @@ def test_templates_of_chat_know_one_system_and_no_developer(client, fields):
     assert got(client, CHAT, **fields)["messages"] == [{"role": "system", "content": "a\nb"}, USER]
 
 
+ANSWER = {"role": "assistant", "content": "a"}
+LATER = {"role": "user", "content": "q2"}
+
+
 @pytest.mark.parametrize(
     ("client", "fields"),
     [
-        (RESPONSES, {"input": [USER, {"role": "developer", "content": "b"}, USER]}),
-        (MESSAGES, {"messages": [USER, {"role": "system", "content": "b"}, USER]}),
+        (RESPONSES, {"instructions": "s", "input": [USER, {"role": "developer", "content": "b"}]}),
+        (MESSAGES, {"system": "s", "messages": [USER, {"role": "system", "content": "b"}]}),
     ],
 )
-def test_a_system_in_the_midst_stays_there_in_chat_too_for_the_caches_sake(client, fields):
-    assert got(client, CHAT, **fields)["messages"] == [USER, {"role": "system", "content": "b"}, USER]
+def test_a_system_after_the_first_question_is_said_first_in_chat_as_some_templates_refuse_a_later_one(
+    client, fields
+):
+    turns = [{"role": "system", "content": "s\nb"}, USER]
+    assert got(client, CHAT, **fields)["messages"] == turns
+    name = "messages" if client is MESSAGES else "input"
+    fields[name] = [*fields[name], ANSWER, LATER]
+    assert got(client, CHAT, **fields)["messages"] == [*turns, ANSWER, LATER]  # an engine's cache still holds
+
+
+@pytest.mark.parametrize(("client", "name"), [(RESPONSES, "input"), (MESSAGES, "messages")])
+def test_a_system_after_an_answer_is_told_by_the_user_in_chat_where_it_stands(client, name):
+    history = [
+        USER,
+        ANSWER,
+        {"role": "system", "content": "b"},
+        LATER,
+        ANSWER,
+        LATER,
+        {"role": "system", "content": "c"},
+    ]
+    assert got(client, CHAT, **{name: history})["messages"] == [
+        USER,
+        ANSWER,
+        {"role": "user", "content": "b\nq2"},
+        ANSWER,
+        {"role": "user", "content": "q2\nc"},
+    ]
+
+
+def test_a_system_after_the_results_of_tools_follows_them_in_chat():
+    call = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
+    history = [
+        USER,
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "x"}]},
+        {"role": "system", "content": "b"},
+    ]
+    assert got(MESSAGES, CHAT, messages=history)["messages"][2:] == [
+        {"role": "tool", "tool_call_id": "c", "content": "x"},
+        {"role": "user", "content": "b"},
+    ]
+
+
+def test_questions_one_after_the_other_are_one_for_chat_whose_templates_often_want_turns_to_alternate():
+    url = {"type": "input_image", "image_url": PNG_URL}
+    environment = {"role": "user", "content": "<environment_context>"}
+    assert got(RESPONSES, CHAT, input=[environment, USER])["messages"] == [
+        {"role": "user", "content": "<environment_context>\nq"}
+    ]
+    (turn,) = got(RESPONSES, CHAT, input=[environment, {"role": "user", "content": [url]}])["messages"]
+    assert [part["type"] for part in turn["content"]] == ["text", "image_url"]
 
 
 @pytest.mark.parametrize("role", ["user", "assistant"])
 def test_several_texts_are_one_for_chat_whose_engines_often_take_no_list(role):
     texts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert got(MESSAGES, CHAT, messages=[USER, {"role": role, "content": texts}])["messages"][1] == {
-        "role": role,
-        "content": "a\nb",
-    }
+    (turn,) = got(MESSAGES, CHAT, messages=[{"role": role, "content": texts}])["messages"]
+    assert turn == {"role": role, "content": "a\nb"}
 
 
 @pytest.mark.parametrize("blank", ["", " \n", [{"type": "text", "text": " "}], []])
@@ -771,6 +823,7 @@ def test_an_engines_own_fields_are_kept(client, engine):
 def test_what_has_no_place_is_named_or_with_lossy_dropped_and_listed(client, engine, fields, at):
     error = refused(client, engine, **fields)
     assert (error.param, error.code) == (at, "cannot_translate")
+    assert "lossy" in error.message  # what an operator can do
     translated, translation = requested(client, engine, lossy=True, **fields)
     assert any(name.replace("[]", "[0]") == at for name in translation.dropped)
     assert translated.get(at.partition("[")[0]) in (None, []) or "[" in at

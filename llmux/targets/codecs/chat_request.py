@@ -240,13 +240,7 @@ def encode(request: Request, losses: Losses, names: ToolNames) -> dict[str, Any]
 
 def _messages(request: Request, losses: Losses, names: ToolNames) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    turns = request.turns
-    # Most templates take one system, first of all, and know no developer. Later ones stay where they are.
-    first = next((at for at, turn in enumerate(turns) if turn.role not in _SYSTEM), len(turns))
-    if first > 1:
-        said: list[Part] = [part for turn in turns[:first] for part in turn.parts]
-        turns = [Turn("system", said, turns[0].at), *turns[first:]]
-    for turn in turns:
+    for turn in _alternating(request.turns):
         if turn.role == "assistant":
             found.append(_assistant(turn, losses, names))
             continue
@@ -257,8 +251,31 @@ def _messages(request: Request, losses: Losses, names: ToolNames) -> list[dict[s
                 shown += [inner for inner in part.parts if not isinstance(inner, Text)]
         shown += [part for part in turn.parts if not isinstance(part, Result)]
         if shown or not turn.parts:
-            role = "user" if turn.role == "tool" else "system" if turn.role in _SYSTEM else turn.role
+            role = "user" if turn.role == "tool" else turn.role
             found.append({"role": role, "content": _content_document(shown, turn.at, losses)})
+    return found
+
+
+def _alternating(turns: list[Turn]) -> list[Turn]:
+    """Return turns as every template takes them: one system, first of all, and no two of the user in a row.
+
+    What a system or developer says before the first answer belongs to the first. The user tells the rest, where it
+    stands: a beginning that changes later would cost the engine what it has cached.
+    """
+    answered = next((at for at, turn in enumerate(turns) if turn.role == "assistant"), len(turns))
+    first = [turn for turn in turns[:answered] if turn.role in _SYSTEM]
+    found = [Turn("system", [part for turn in first for part in turn.parts], first[0].at)] if first else []
+    for turn in (*(turn for turn in turns[:answered] if turn.role not in _SYSTEM), *turns[answered:]):
+        role = "user" if turn.role in _SYSTEM else turn.role
+        if (
+            role == "user"
+            and found
+            and found[-1].role == role
+            and not any(isinstance(p, Result) for p in turn.parts)
+        ):
+            found[-1] = Turn(role, [*found[-1].parts, *turn.parts], found[-1].at)
+        else:
+            found.append(Turn(role, turn.parts, turn.at))
     return found
 
 

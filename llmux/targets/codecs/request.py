@@ -200,7 +200,7 @@ class Losses:
     def loss(self, at: str, why: str = "the model's engine does not speak the dialect that has it") -> None:
         """Drop a field that can. BadRequestError unless that is wanted."""
         if not self.lossy:
-            raise cannot(at, why)
+            raise cannot(at, f"{why} (if the model is set to be `lossy`, it is dropped)")
         self.hint(at)
 
     @property

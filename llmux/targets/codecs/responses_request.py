@@ -139,7 +139,7 @@ def _item(left: dict[str, Any], at: str, request: Request, losses: Losses) -> No
             if thought := _thought(left, at):
                 _add(request, "assistant", thought, at)
         case "item_reference":
-            raise cannot(at, "what it refers to is not kept here")
+            raise cannot(at, "what it refers to is not kept here (clients that `store: false` send it again)")
         case _:
             losses.loss(at, f"items of the type {kind!r} are only known to responses")
             return
