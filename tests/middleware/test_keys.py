@@ -77,6 +77,7 @@ async def test_both_ways_judge_alike(house, headers, status, seen):
             assert shown(house) == seen
         else:
             assert reply.error["code"] == "invalid_api_key"
+            assert "x-api-key" not in reply.error["message"].lower()  # Claude Code shows no such message
             assert reply.headers["www-authenticate"] == "Bearer"
             assert reply.headers["x-should-retry"] == "false"
             assert reply.marked
