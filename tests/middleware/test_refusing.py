@@ -151,6 +151,7 @@ async def test_the_access_log_tells_them(house, early):
     assert early == [True]
     (line,) = house.log.named("request_finished")
     assert (line["status"], line["request_id"], line["key"], line["model"]) == (401, "mine", None, None)
+    assert line["code"] == "invalid_api_key"
 
 
 async def test_in_pieces_and_in_a_row(house):
