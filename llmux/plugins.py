@@ -164,13 +164,10 @@ def _neighbours_read_anew(folder: Path) -> Iterator[None]:
 
     def brought() -> set[str]:
         tops = {name.partition(".")[0] for name in sys.modules.keys() - before} - before
-        return {
-            top
-            for top in tops
-            if getattr(sys.modules.get(top), "__file__", None)
-            in (str(folder / f"{top}.py"), str(folder / top / "__init__.py"))
-        }
+        return {top for top in tops if _lies_in(folder, top)}
 
+    # The loader's bytecode would miss a change within the same second.
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         yield
     except BaseException:
@@ -178,7 +175,18 @@ def _neighbours_read_anew(folder: Path) -> Iterator[None]:
             del sys.modules[name]
         sys.modules.update(previous)
         raise
+    finally:
+        sys.dont_write_bytecode = writes
     known |= brought()
+
+
+def _lies_in(folder: Path, top: str) -> bool:
+    """Whether an imported module, or a package, be it without an ``__init__.py``, is the folder's own."""
+    module = sys.modules.get(top)
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return list(getattr(module, "__path__", ())) == [str(folder / top)]
+    return file in (str(folder / f"{top}.py"), str(folder / top / "__init__.py"))
 
 
 def _below(tops: set[str]) -> list[str]:

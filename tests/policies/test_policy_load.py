@@ -1,3 +1,4 @@
+import os
 import sys
 
 import pytest
@@ -108,6 +109,23 @@ def test_what_a_policy_imports_from_its_folder_is_read_anew_and_nothing_else(tmp
     neighbour.write_text("ANSWER = 'again'\n")
     assert answer() == "again"
     del sys.modules[name]
+
+
+def test_a_neighbour_is_read_anew_within_the_same_second_and_without_an_init_file(tmp_path):
+    (tmp_path / "neighbours").mkdir()
+    neighbour = tmp_path / "neighbours" / "inner.py"
+    (tmp_path / "mine.py").write_text(
+        "from neighbours.inner import ANSWER\nclass Mine:\n    answer = ANSWER\n"
+        "    def decide(self, now): return None\n"
+    )
+    try:
+        for answer in (1, 2):
+            neighbour.write_text(f"ANSWER = {answer}\n")
+            os.utime(neighbour, (1e9, 1e9))  # of the same size, too: bytecode of the other would fit
+            assert load_policy("./mine.py:Mine", {}, tmp_path).answer == answer
+    finally:
+        for name in ("neighbours.inner", "neighbours"):
+            sys.modules.pop(name, None)
 
 
 def test_an_imported_class_is_not_taken_for_the_files_own(tmp_path):
